@@ -1,0 +1,358 @@
+// SPDX-License-Identifier: MIT
+//
+// pmgate/platform/rseq_counter.hpp - the Linux counter engine.
+//
+// The slot of the CPU one runs on, changed inside a restartable sequence: test
+// the state word, load the CPU number, add. No lock prefix, no fence, nothing
+// shared is written. Closing sets the state word; the grace period is one
+// membarrier, which aborts every sequence that might not have seen it.
+//
+// Slots lie in an arena laid out like the kernel's percpu area: 8 bytes per CPU
+// and counter. Threads or machines without rseq use a sharded counter inside.
+//
+// Counterpart: this_cpu_add() and the per-CPU half of Linux percpu_ref.
+#ifndef PMGATE_PLATFORM_RSEQ_COUNTER_HPP
+#define PMGATE_PLATFORM_RSEQ_COUNTER_HPP
+
+#if !defined(__linux__)
+#error "pmgate/platform/rseq_counter.hpp is for Linux only"
+#endif
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#if __has_include(<sys/rseq.h>)
+#include <sys/rseq.h>
+#endif
+
+#include <pmgate/platform/sharded_counter.hpp>
+
+// The sequence is assembly, which ThreadSanitizer cannot see: there, and on
+// machines for which no sequence is written, the sharded engine is used.
+#if defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define PMGATE_DETAIL_TSAN 1
+#endif
+#endif
+#if defined(__SANITIZE_THREAD__)
+#define PMGATE_DETAIL_TSAN 1
+#endif
+#if defined(__x86_64__) && defined(__LP64__) && defined(RSEQ_SIG) && !defined(PMGATE_DETAIL_TSAN)
+#define PMGATE_DETAIL_RSEQ 1
+#else
+#define PMGATE_DETAIL_RSEQ 0
+#endif
+
+namespace pmgate {
+namespace detail {
+
+/// CPU-local words: slot i of CPU c lies at `block + c * stride + i * 8`.
+///
+/// Lifetime: a block is never given back, so counters of any shared object may
+///           outlive any other; freed slots are used again.
+/// Threads:  all members from any thread. Blocking: a mapping call now and then.
+class slot_arena {
+ public:
+  static constexpr std::size_t stride = 32768;  ///< bytes per CPU in a block
+  static constexpr std::size_t shift = 15;      ///< stride as a shift
+
+  /// A block: its slots in use, and the words of all CPUs behind it.
+  struct block {
+    static constexpr std::size_t slots = stride / sizeof(std::intptr_t);
+    std::atomic<std::uint64_t> used[slots / 64];
+    block* next;
+    std::uint32_t cpus;
+    std::byte* words;
+  };
+
+  /// Where a counter's words are; `words` is null when there was no memory.
+  struct slot {
+    block* owner = nullptr;
+    std::byte* words = nullptr;  // the word of CPU 0
+  };
+
+  /// Returns: one zeroed word per CPU number below `cpus`.
+  [[nodiscard]] static slot take(std::uint32_t cpus) noexcept;
+  static void give_back(slot which) noexcept;
+
+ private:
+  static std::atomic<block*>& blocks() noexcept {
+    static std::atomic<block*> head{nullptr};
+    return head;
+  }
+  static block* add_block(std::uint32_t cpus) noexcept;
+  static bool take_from(block& from, slot& out) noexcept;
+};
+
+inline slot_arena::slot slot_arena::take(std::uint32_t cpus) noexcept {
+  slot found;
+  // [arena.walk] acquire: pairs with [arena.publish]; the block is set up.
+  for (block* b = blocks().load(std::memory_order_acquire); b != nullptr; b = b->next) {
+    if (b->cpus == cpus && take_from(*b, found)) return found;
+  }
+  block* const fresh = add_block(cpus);
+  if (fresh != nullptr && !take_from(*fresh, found)) return take(cpus);  // others were quicker
+  return found;
+}
+
+inline bool slot_arena::take_from(block& from, slot& out) noexcept {
+  for (std::size_t i = 0; i < block::slots / 64; ++i) {
+    // [arena.look] relaxed: a guess; [arena.claim] decides.
+    std::uint64_t bits = from.used[i].load(std::memory_order_relaxed);
+    while (~bits != 0) {
+      const auto bit = static_cast<std::size_t>(__builtin_ctzll(~bits));
+      // [arena.claim] acquire: pairs with [arena.free]; the last owner is done.
+      if (!from.used[i].compare_exchange_weak(bits, bits | (std::uint64_t{1} << bit),
+                                              std::memory_order_acquire,
+                                              std::memory_order_relaxed)) {
+        continue;
+      }
+      out.owner = &from;
+      out.words = from.words + (i * 64 + bit) * sizeof(std::intptr_t);
+      for (std::uint32_t cpu = 0; cpu < from.cpus; ++cpu) {
+        __builtin_memset(out.words + cpu * stride, 0, sizeof(std::intptr_t));
+      }
+      return true;
+    }
+  }
+  return false;
+}
+
+inline void slot_arena::give_back(slot which) noexcept {
+  const auto index =
+      static_cast<std::size_t>(which.words - which.owner->words) / sizeof(std::intptr_t);
+  // [arena.free] release: pairs with [arena.claim].
+  (void)which.owner->used[index / 64].fetch_and(~(std::uint64_t{1} << (index % 64)),
+                                                std::memory_order_release);
+}
+
+inline slot_arena::block* slot_arena::add_block(std::uint32_t cpus) noexcept {
+  constexpr std::size_t head_size = 4096;
+  static_assert(sizeof(block) <= head_size, "the head of a block is one page");
+  const std::size_t size = head_size + cpus * stride;
+  void* const memory = ::mmap(nullptr, size, PROT_READ | PROT_WRITE,
+                              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (memory == MAP_FAILED) return nullptr;
+  auto* const fresh = ::new (memory) block{};
+  fresh->cpus = cpus;
+  fresh->words = static_cast<std::byte*>(memory) + head_size;
+  // [arena.head] relaxed: a guess; [arena.publish] decides.
+  fresh->next = blocks().load(std::memory_order_relaxed);
+  // [arena.publish] release: pairs with [arena.walk].
+  while (!blocks().compare_exchange_weak(fresh->next, fresh, std::memory_order_release,
+                                         std::memory_order_relaxed)) {
+  }
+  return fresh;
+}
+
+#if PMGATE_DETAIL_RSEQ
+
+/// How an attempt at a sequence ended.
+enum class sequence : std::uint8_t { done, refused, aborted };
+
+/// Adds n to this CPU's word, unless `state` is not 0 or the thread has no CPU
+/// number below `cpus`.
+///
+/// The sequence starts behind the store that announces it and commits with
+/// its last instruction; interrupted anywhere between, it restarts at the abort
+/// label. `?` in the section flags ties the descriptor to the COMDAT group of
+/// the function it describes; without it two translation units do not link.
+///
+/// Orders: x86-64 loads acquire and stores release, so the add releases and
+///         the load of `state` acquires; the heavy fence supplies store-load.
+[[gnu::always_inline]] inline sequence add_in_sequence(const std::atomic<std::uint32_t>* state,
+                                                       const std::uint32_t* cpus,
+                                                       std::byte* words,
+                                                       std::intptr_t n) noexcept {
+  static_assert(sizeof(std::atomic<std::uint32_t>) == 4, "the state word is read as 4 bytes");
+  asm goto(
+      ".pushsection __rseq_cs, \"aw?\"\n\t"
+      ".balign 32\n\t"
+      "3: .long 0, 0\n\t"
+      ".quad 1f, 2f - 1f, 4f\n\t"
+      ".popsection\n\t"
+      "leaq 3b(%%rip), %%rax\n\t"
+      "movq %%rax, %%fs:8(%[area])\n\t"
+      "1:\n\t"
+      "cmpl $0, %[state]\n\t"
+      "jne %l[refused]\n\t"
+      "movl %%fs:4(%[area]), %%eax\n\t"
+      "cmpl %[cpus], %%eax\n\t"
+      "jae %l[refused]\n\t"
+      "shlq %[shift], %%rax\n\t"
+      "addq %[n], (%[words], %%rax)\n\t"
+      "2:\n\t"
+      ".pushsection __rseq_abort, \"ax?\"\n\t"
+      ".byte 0x0f, 0xb9, 0x3d\n\t"
+      ".long %c[signature]\n\t"
+      "4: jmp %l[aborted]\n\t"
+      ".popsection"
+      :
+      : [area] "r"(__rseq_offset), [state] "m"(*state), [cpus] "m"(*cpus), [words] "r"(words),
+        [n] "er"(n), [shift] "i"(slot_arena::shift), [signature] "i"(RSEQ_SIG)
+      : "memory", "cc", "rax"
+      : refused, aborted);
+  return sequence::done;
+refused:
+  return sequence::refused;
+aborted:
+  return sequence::aborted;
+}
+
+#endif  // PMGATE_DETAIL_RSEQ
+
+}  // namespace detail
+
+/// Counter engine on restartable sequences, with a sharded counter behind it.
+///
+/// `Machine` supplies what sharded_counter asks for, `restartable()`: whether
+/// sequences and their membarrier work in this process (decided once), and
+/// `cpu_limit()`: CPU numbers are below it.
+///
+/// Lifetime: neither copyable nor movable. Takes 8 bytes per CPU from an arena;
+///           works on the sharded counter alone if there is no memory for it.
+/// Threads:  try_add() and peek() from any thread and from signal handlers;
+///           the others one at a time.
+/// Blocking: never.
+/// Limits:   a shared object that instantiates this must not be unloaded while
+///           threads that used it live: the kernel may still look at the
+///           descriptor of their last sequence.
+template <class Machine>
+class rseq_counter {
+ public:
+  explicit rseq_counter(bool starts_open) noexcept;
+  ~rseq_counter();
+  rseq_counter(const rseq_counter&) = delete;
+  rseq_counter& operator=(const rseq_counter&) = delete;
+
+  /// Counts n unless closed. Cost: eight instructions, none of them locked.
+  [[nodiscard, gnu::always_inline]] bool try_add(std::intptr_t n) noexcept;
+  /// From now on try_add() fails, except where it is under way already.
+  void begin_close() noexcept;
+  /// Precondition: a grace period began after begin_close() and has ended.
+  [[nodiscard]] std::intptr_t finish_close() noexcept { return peek(); }
+  void open() noexcept;
+  void reopen() noexcept;
+  [[nodiscard]] std::intptr_t peek() const noexcept;
+
+  /// False: this counter works on shared cache lines.
+  [[nodiscard]] bool is_cpu_local() const noexcept { return slot_.words != nullptr; }
+
+ private:
+  using fallback = sharded_counter<Machine>;
+  static constexpr std::uint32_t open_state = 0;
+  static constexpr std::uint32_t closed_state = 1;
+  static constexpr std::uint32_t fallback_state = 2;  // the sharded counter decides
+
+  static detail::slot_arena::slot take_slot() noexcept {
+    return Machine::restartable() ? detail::slot_arena::take(Machine::cpu_limit())
+                                  : detail::slot_arena::slot{};
+  }
+  void set_open() noexcept;
+
+  // What try_add() reads comes first, on one line with its owner's hot words.
+  std::atomic<std::uint32_t> state_;
+  std::uint32_t cpus_;
+  detail::slot_arena::slot slot_;
+  fallback fallback_;  // of threads without rseq, or of everybody
+};
+
+template <class Machine>
+rseq_counter<Machine>::rseq_counter(bool starts_open) noexcept
+    : state_(closed_state),
+      cpus_(Machine::cpu_limit()),
+      slot_(take_slot()),
+      fallback_(starts_open, slot_.words != nullptr ? fallback::width::one
+                                                    : fallback::width::machine) {
+  if (slot_.words == nullptr) {
+    // [construct.fallback] relaxed: nobody else has the counter yet.
+    state_.store(fallback_state, std::memory_order_relaxed);
+  } else if (starts_open) {
+    // [construct.open] relaxed: nobody else has the counter yet.
+    state_.store(open_state, std::memory_order_relaxed);
+  }
+}
+
+template <class Machine>
+rseq_counter<Machine>::~rseq_counter() {
+  if (slot_.words != nullptr) detail::slot_arena::give_back(slot_);
+}
+
+template <class Machine>
+inline bool rseq_counter<Machine>::try_add([[maybe_unused]] std::intptr_t n) noexcept {
+#if PMGATE_DETAIL_RSEQ
+  for (;;) {
+    const auto how = detail::add_in_sequence(&state_, &cpus_, slot_.words, n);
+    if (how == detail::sequence::done) [[likely]] return true;
+    if (how == detail::sequence::refused) break;
+  }
+#endif
+  // Closed, a thread without a CPU number, or no rseq at all. While the state is
+  // closed the fallback is closed too, or counts until begin_close() gets to it.
+  return fallback_.try_add(n);
+}
+
+template <class Machine>
+void rseq_counter<Machine>::begin_close() noexcept {
+  fallback_.begin_close();
+  if (slot_.words == nullptr) return;
+  // [close.mark] release: with the heavy fence of the grace period that follows,
+  // a sequence either saw it, or was aborted, or its add is visible to
+  // [peek.slot]; relaxed would do for that, release costs nothing here.
+  state_.store(closed_state, std::memory_order_release);
+}
+
+template <class Machine>
+void rseq_counter<Machine>::open() noexcept {
+  if (slot_.words != nullptr) {
+    for (std::uint32_t cpu = 0; cpu < cpus_; ++cpu) {
+      auto* const word = reinterpret_cast<std::intptr_t*>(
+          slot_.words + std::size_t{cpu} * detail::slot_arena::stride);
+      // [open.slot] relaxed: published by [open.state]; no sequence runs here.
+      std::atomic_ref<std::intptr_t>(*word).store(0, std::memory_order_relaxed);
+    }
+  }
+  fallback_.open();
+  set_open();
+}
+
+template <class Machine>
+void rseq_counter<Machine>::reopen() noexcept {
+  fallback_.reopen();
+  set_open();
+}
+
+template <class Machine>
+void rseq_counter<Machine>::set_open() noexcept {
+  if (slot_.words == nullptr) return;
+  // [open.state] release: pairs with the sequence's load of the state, which x86-64
+  // makes an acquire: who counts from now on sees the slots zeroed, and all
+  // that was done before the counter was opened.
+  state_.store(open_state, std::memory_order_release);
+}
+
+template <class Machine>
+std::intptr_t rseq_counter<Machine>::peek() const noexcept {
+  auto sum = static_cast<std::uintptr_t>(fallback_.peek());
+  if (slot_.words == nullptr) return static_cast<std::intptr_t>(sum);
+  for (std::uint32_t cpu = 0; cpu < cpus_; ++cpu) {
+    auto* const word = reinterpret_cast<std::intptr_t*>(
+        slot_.words + std::size_t{cpu} * detail::slot_arena::stride);
+    // [peek.slot] acquire: pairs with the add of the sequence, a store that x86-64
+    // makes a release: what was done before it is visible here. Slots wrap;
+    // only their sum means anything.
+    sum += static_cast<std::uintptr_t>(
+        std::atomic_ref<std::intptr_t>(*word).load(std::memory_order_acquire));
+  }
+  return static_cast<std::intptr_t>(sum);
+}
+
+}  // namespace pmgate
+
+#undef PMGATE_DETAIL_TSAN
+
+#endif  // PMGATE_PLATFORM_RSEQ_COUNTER_HPP

@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: MIT
+//
+// pmgate/platform/sharded_counter.hpp - the portable counter engine.
+//
+// A count spread over cache lines. Each shard is one word, `count << 1 |
+// closed`, changed by compare-and-swap only while it is open. So a closed
+// shard never changes, closing it captures its exact count, and no grace
+// period is needed.
+//
+// Counterpart: the per-CPU half of Linux percpu_ref, without RCU.
+#ifndef PMGATE_PLATFORM_SHARDED_COUNTER_HPP
+#define PMGATE_PLATFORM_SHARDED_COUNTER_HPP
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <new>
+
+namespace pmgate {
+
+/// Counter engine that needs nothing but atomics.
+///
+/// `Machine` supplies `atomic<T>`, `shard_hint()` (any number; threads that run
+/// at the same time had better get different ones) and `shard_count()`.
+///
+/// Lifetime: neither copyable nor movable; allocates its shards once, when
+///           constructed, and makes do with one shard if there is no memory.
+/// Threads:  try_add() and peek() from any thread; the others one at a time.
+/// Blocking: never. try_add() is lock-free: it retries only when another
+///           thread changed the same shard.
+template <class Machine>
+class sharded_counter {
+ public:
+  /// How many shards to make.
+  enum class width : std::uint8_t {
+    one,        ///< the embedded one: 8 bytes, for rare users
+    machine,    ///< Machine::shard_count(), a cache line each
+  };
+
+  explicit sharded_counter(bool starts_open, width shards = width::machine) noexcept;
+  ~sharded_counter();
+  sharded_counter(const sharded_counter&) = delete;
+  sharded_counter& operator=(const sharded_counter&) = delete;
+
+  /// Counts n unless closed. Cost: one compare-and-swap.
+  [[nodiscard]] bool try_add(std::intptr_t n) noexcept;
+  /// Closes every shard; their counts stay as they are from then on.
+  void begin_close() noexcept;
+  /// Returns: the sum since open(); no grace period needed.
+  [[nodiscard]] std::intptr_t finish_close() noexcept { return peek(); }
+  /// Opens again with a sum of 0.
+  void open() noexcept;
+  /// Opens again with the sum it had.
+  void reopen() noexcept;
+  /// Returns: the sum as it looks now; exact while closed.
+  [[nodiscard]] std::intptr_t peek() const noexcept;
+
+ private:
+  using word = typename Machine::template atomic<std::uintptr_t>;
+  static constexpr std::uintptr_t closed = 1;
+  static constexpr std::size_t line = 64;
+
+  struct alignas(line) padded_word {
+    word value{0};
+  };
+
+  /// The sum of a shard; two's complement, so the shift keeps the sign.
+  static constexpr std::intptr_t count_of(std::uintptr_t value) noexcept {
+    return static_cast<std::intptr_t>(value) >> 1;
+  }
+
+  word& shard(std::size_t index) noexcept { return index == 0 ? first_ : more_[index - 1].value; }
+  const word& shard(std::size_t index) const noexcept {
+    return index == 0 ? first_ : more_[index - 1].value;
+  }
+
+  padded_word* more_ = nullptr;  // shards 1, 2, ...
+  std::size_t shards_ = 1;       // a power of two
+  word first_;                   // shard 0
+};
+
+template <class Machine>
+sharded_counter<Machine>::sharded_counter(bool starts_open, width shards) noexcept
+    : first_(starts_open ? 0 : closed) {
+  const std::size_t wanted = shards == width::one ? 1 : Machine::shard_count();
+  if (wanted < 2) return;
+  void* const memory = ::operator new(sizeof(padded_word) * (wanted - 1),
+                                      std::align_val_t{line}, std::nothrow);
+  if (memory == nullptr) return;  // slower, not wrong
+  more_ = static_cast<padded_word*>(memory);
+  for (std::size_t i = 0; i + 1 < wanted; ++i) {
+    ::new (static_cast<void*>(more_ + i)) padded_word;
+    // [construct.shard] relaxed: nobody else has the counter yet.
+    more_[i].value.store(starts_open ? 0 : closed, std::memory_order_relaxed);
+  }
+  shards_ = wanted;
+}
+
+template <class Machine>
+sharded_counter<Machine>::~sharded_counter() {
+  if (more_ == nullptr) return;
+  for (std::size_t i = 0; i + 1 < shards_; ++i) more_[i].~padded_word();
+  ::operator delete(static_cast<void*>(more_), std::align_val_t{line});
+}
+
+template <class Machine>
+bool sharded_counter<Machine>::try_add(std::intptr_t n) noexcept {
+  word& mine = shard(shards_ == 1 ? 0 : Machine::shard_hint() & (shards_ - 1));
+  const std::uintptr_t change = static_cast<std::uintptr_t>(n) << 1;
+  // [add.guess] relaxed: a guess; [add.commit] decides. A stale "closed" is a
+  // value the shard had during this call or before it, which is what a caller
+  // racing with open() may see anyway.
+  std::uintptr_t seen = mine.load(std::memory_order_relaxed);
+  do {
+    if ((seen & closed) != 0) return false;
+    // [add.commit] acq_rel: release pairs with [close.mark], whose caller sees all
+    // that was done before this add; acquire pairs with [open.shard] and
+    // [reopen.shard]. Compare-and-swap, not fetch_add: an add that had to be
+    // taken back could be captured by the next close before it is.
+  } while (!mine.compare_exchange_weak(seen, seen + change, std::memory_order_acq_rel,
+                                       std::memory_order_relaxed));
+  return true;
+}
+
+template <class Machine>
+void sharded_counter<Machine>::begin_close() noexcept {
+  for (std::size_t i = 0; i < shards_; ++i) {
+    // [close.mark] acq_rel: acquire pairs with every [add.commit] it comes after;
+    // release so that whoever is refused next sees why.
+    (void)shard(i).fetch_or(closed, std::memory_order_acq_rel);
+  }
+}
+
+template <class Machine>
+void sharded_counter<Machine>::open() noexcept {
+  for (std::size_t i = 0; i < shards_; ++i) {
+    // [open.shard] release: pairs with [add.commit]; a closed shard has no other
+    // writer, so a plain store loses nothing.
+    shard(i).store(0, std::memory_order_release);
+  }
+}
+
+template <class Machine>
+void sharded_counter<Machine>::reopen() noexcept {
+  for (std::size_t i = 0; i < shards_; ++i) {
+    // [reopen.shard] release: pairs with [add.commit]; the count stays.
+    (void)shard(i).fetch_and(~closed, std::memory_order_release);
+  }
+}
+
+template <class Machine>
+std::intptr_t sharded_counter<Machine>::peek() const noexcept {
+  std::uintptr_t sum = 0;
+  for (std::size_t i = 0; i < shards_; ++i) {
+    // [peek.shard] acquire: pairs with [add.commit]; for finish_close() the edge is
+    // there already by [close.mark].
+    sum += static_cast<std::uintptr_t>(count_of(shard(i).load(std::memory_order_acquire)));
+  }
+  return static_cast<std::intptr_t>(sum);
+}
+
+}  // namespace pmgate
+
+#endif  // PMGATE_PLATFORM_SHARDED_COUNTER_HPP
