@@ -1,0 +1,548 @@
+// SPDX-License-Identifier: MIT
+//
+// pmgate/block/freeze_gate.hpp - who may ENTER: a door that can be closed, and
+// tells when everybody who was inside has left.
+//
+// Whoever enters holds a reference until exit(), on whatever thread that is.
+// freeze() closes the door and waits until the last reference is gone;
+// unfreeze() opens it again. Freezes nest, from any number of threads. While
+// pm_only is raised the door lets only power-management requests in.
+//
+// Counterpart: q_usage_counter, blk_mq_freeze_queue() and pm_only of Linux'
+// block layer (semantics only).
+#ifndef PMGATE_BLOCK_FREEZE_GATE_HPP
+#define PMGATE_BLOCK_FREEZE_GATE_HPP
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <utility>
+
+#include <pmgate/percpu_ref.hpp>
+#include <pmgate/status.hpp>
+
+namespace pmgate {
+
+/// How one wants to enter; combine with |.
+enum class enter_flags : std::uint8_t {
+  none = 0,
+  nowait = 1,  ///< refuse with status::again rather than wait
+  pm = 2,      ///< a power-management request: passes pm_only, never a freeze
+};
+
+[[nodiscard]] constexpr enter_flags operator|(enter_flags a, enter_flags b) noexcept {
+  return static_cast<enter_flags>(static_cast<unsigned>(a) | static_cast<unsigned>(b));
+}
+/// True if `flags` has `flag`.
+[[nodiscard]] constexpr bool has(enter_flags flags, enter_flags flag) noexcept {
+  return (static_cast<unsigned>(flags) & static_cast<unsigned>(flag)) != 0;
+}
+
+/// Where a gate counts at first.
+enum class gate_start : std::uint8_t {
+  percpu,  ///< entering is a CPU-local add, a freeze takes a grace period
+  atomic,  ///< one shared word; cheap to freeze, for objects that may never be used
+};
+
+/// Freeze gate: nested and timed freezes, NOWAIT, PM requests, death.
+///
+/// Lifetime: neither copyable nor movable. May be destroyed with nobody inside,
+///           also right after freeze_wait(): the last exit() has let go of it.
+/// Threads:  every member from any thread. A freeze has no owner: any thread
+///           may undo it (so the _non_owner twins of the kernel are the same).
+/// Blocking: enter() without nowait, freeze_wait() and what contains it;
+///           freeze_start() and unfreeze() only for a switch under way.
+/// Fairness: none; whoever waits tries again when the door opens.
+/// Misuse:   goes to Platform::misuse() and has no effect.
+/// Orders:   everything before an exit() happens-before freeze_wait() returns;
+///           everything before unfreeze() happens-before a later entry.
+/// Limits:   at most 2^30 nested set_pm_only(). A thread that enters a gate
+///           it froze itself waits for ever.
+template <platform Platform>
+class basic_freeze_gate {
+ public:
+  using time_point = typename Platform::time_point;
+  /// Asked for whenever pm_only keeps out somebody who is willing to wait.
+  using resume_fn = void (*)(void* context) noexcept;
+
+  class ticket;
+
+  explicit basic_freeze_gate(gate_start start = gate_start::percpu) noexcept;
+  ~basic_freeze_gate();
+  basic_freeze_gate(const basic_freeze_gate&) = delete;
+  basic_freeze_gate& operator=(const basic_freeze_gate&) = delete;
+
+  // -- entering and leaving
+
+  /// Enters, waiting while the gate is closed to this caller.
+  ///
+  /// Returns: ok; again if nowait and closed, whatever the reason; no_device
+  /// if the gate is dying and closed (a dying gate that is open lets one in).
+  /// Blocks: unless nowait, without limit.  Cost: one CPU-local add when open.
+  /// Kernel: blk_queue_enter(), without its busy loop at a pm_only queue
+  /// that has no PM device.
+  [[nodiscard]] status enter(enter_flags flags = {}) noexcept;
+
+  /// enter() that gives up at the deadline with timed_out.
+  [[nodiscard]] status enter_until(time_point deadline, enter_flags flags = {}) noexcept;
+
+  /// Enters if that is possible now.
+  ///
+  /// Blocks: no.  Cost: as enter().  Kernel: blk_try_enter_queue().
+  [[nodiscard]] bool try_enter(enter_flags flags = {}) noexcept;
+
+  /// Leaves; n: that many entries at once.
+  ///
+  /// Precondition: they were entered, by whatever thread.
+  /// Blocks: no; from any context, signal handlers too where the platform says so.
+  /// Kernel: blk_queue_exit().
+  void exit(std::intptr_t n = 1) noexcept { usage_.put(n); }
+
+  /// enter() as an object that leaves when it goes; false if refused.
+  [[nodiscard]] ticket hold(enter_flags flags = {}) noexcept;
+
+  /// Adds n entries to one the caller has; never refused, also while frozen.
+  ///
+  /// For a batch, and for work that goes on behind an entered request.
+  /// Kernel: percpu_ref_get_many(&q->q_usage_counter).
+  void get(std::intptr_t n = 1) noexcept { usage_.get(n); }
+
+  /// Enters unless drained: succeeds while a freeze still waits for somebody.
+  ///
+  /// For timeouts and walks over requests, which a freeze must not lock out.
+  /// Kernel: percpu_ref_tryget(&q->q_usage_counter).
+  [[nodiscard]] bool try_get() noexcept { return usage_.try_get(); }
+
+  // -- closing and opening
+
+  /// freeze_start() and freeze_wait().  Kernel: blk_mq_freeze_queue().
+  status freeze() noexcept;
+
+  /// Closes the gate to everybody, PM requests included; to be undone by unfreeze().
+  ///
+  /// Returns: ok; not_permitted if the platform refused the grace period, and
+  /// then nothing has changed.
+  /// Blocks: for another caller's switch.  Cost: O(CPUs) if it is the first.
+  /// Kernel: blk_freeze_queue_start().
+  status freeze_start() noexcept;
+  /// freeze_start() that tells whether it was the one that closed the gate.
+  status freeze_start(bool& closed_it) noexcept;
+
+  /// Waits until nobody is inside.
+  ///
+  /// Without a freeze it waits for the next one to drain; so does a waiter
+  /// whose freeze is undone before he has seen it drained.
+  /// Returns: ok; again only where the platform cannot block.
+  /// Kernel: blk_mq_freeze_queue_wait().
+  status freeze_wait() noexcept;
+
+  /// freeze_wait() with a deadline; the freeze stays in force either way.
+  ///
+  /// Returns: true if drained.  Kernel: blk_mq_freeze_queue_wait_timeout().
+  [[nodiscard]] bool freeze_wait_until(time_point deadline) noexcept;
+
+  /// Undoes one freeze; the last one opens the gate and wakes who waits.
+  ///
+  /// Legal while somebody is inside. One too many is reported and changes
+  /// nothing (Kernel: leaves a depth of -1, and the next freeze hangs).
+  /// Blocks: while the freeze's own grace period is not over.
+  /// Kernel: blk_mq_unfreeze_queue().
+  void unfreeze() noexcept { undo_freeze(false); }
+
+  /// unfreeze() that leaves the count in the shared word, so that the next freeze
+  /// takes no grace period.  Kernel: __blk_mq_unfreeze_queue(q, true).
+  void unfreeze_to_atomic() noexcept { undo_freeze(true); }
+
+  /// The twins for freezes that another thread undoes; the same, see Threads.
+  status freeze_start_non_owner() noexcept { return freeze_start(); }
+  void unfreeze_non_owner() noexcept { unfreeze(); }
+
+  // -- power management and death
+
+  /// From now on only PM requests may enter; nests.
+  ///
+  /// Evicts nobody and waits for nobody: whoever was about to enter may still
+  /// do so until a freeze() and unfreeze() after it have returned.
+  /// Blocks: no.  Kernel: blk_set_pm_only().
+  void set_pm_only() noexcept;
+
+  /// Undoes one set_pm_only(); the last one wakes who waits.
+  ///
+  /// One too many is reported and leaves 0 (Kernel: -1, closed for ever).
+  /// Blocks: no.  Kernel: blk_clear_pm_only().
+  void clear_pm_only() noexcept;
+
+  /// While set, pm_only refuses PM requests as well; every change wakes who waits.
+  ///
+  /// Kernel: rpm_status == RPM_SUSPENDED, whose changes wake nobody.
+  void set_runtime_suspended(bool suspended) noexcept;
+
+  /// Called by each waiter that pm_only keeps out, once before it sleeps and at
+  /// each wake-up, outside every lock; null: nobody is asked.
+  ///
+  /// Precondition: set before the gate is used.
+  /// Kernel: pm_request_resume() in blk_pm_resume_queue().
+  void set_resume_request(resume_fn ask, void* context) noexcept;
+
+  /// Marks the gate dying, for good. By itself it neither stops nor wakes anybody.
+  ///
+  /// Kernel: blk_queue_flag_set(QUEUE_FLAG_DYING).
+  void mark_dying() noexcept;
+
+  /// freeze_start() that wakes whoever waits at the gate to look for death.
+  ///
+  /// Kernel: blk_queue_start_drain().
+  status start_drain() noexcept;
+
+  /// Where the count lives; see percpu_ref. Blocks: for a switch under way.
+  void switch_to_percpu() noexcept { usage_.switch_to_percpu(); }
+  bool switch_to_atomic_sync() noexcept { return usage_.switch_to_atomic_sync(); }
+
+  // -- queries; what they say may be over when they return
+
+  /// Freezes in force.
+  [[nodiscard]] int depth() const noexcept;
+  /// set_pm_only() calls in force.
+  [[nodiscard]] int pm_only() const noexcept;
+  /// True if a freeze is in force and nobody is inside.
+  [[nodiscard]] bool is_frozen() const noexcept;
+  [[nodiscard]] bool is_dying() const noexcept;
+  /// The count itself, for diagnostics.
+  [[nodiscard]] const basic_percpu_ref<Platform>& usage() const noexcept { return usage_; }
+
+ private:
+  template <class T>
+  using atomic = typename Platform::template atomic<T>;
+
+  // pm_ is the number of set_pm_only() in force, and whether PM is refused too.
+  static constexpr std::uint32_t suspended_bit = std::uint32_t{1} << 31;
+  static constexpr std::uint32_t no_drain = 0;
+  static constexpr std::uint32_t drained = 1;
+
+  static bool passes(std::uint32_t pm, enter_flags flags) noexcept {
+    return (pm & ~suspended_bit) == 0 ||
+           (has(flags, enter_flags::pm) && (pm & suspended_bit) == 0);
+  }
+  static basic_freeze_gate& of(basic_percpu_ref<Platform>& usage) noexcept {
+    return *static_cast<gate_usage&>(usage).owner;
+  }
+  static void on_zero(basic_percpu_ref<Platform>& usage) noexcept {
+    of(usage).drain_.publish_add(drained);  // the last touch: the gate may be destroyed now
+  }
+
+  template <class Sleep>
+  [[gnu::noinline]] status enter_slow(enter_flags flags, Sleep sleep) noexcept;
+  [[gnu::noinline]] bool refuse() noexcept;
+  bool is_open_to(enter_flags flags) noexcept;
+  void wake_door() noexcept;
+  void undo_freeze(bool stay_atomic) noexcept;
+
+  /// The count, able to find its gate again.
+  struct gate_usage : basic_percpu_ref<Platform> {
+    gate_usage(basic_freeze_gate& gate, ref_init flags) noexcept
+        : basic_percpu_ref<Platform>(&on_zero, flags), owner(&gate) {}
+    basic_freeze_gate* owner;
+  };
+
+  gate_usage usage_;
+  atomic<std::uint32_t> pm_{0};
+  atomic<bool> dying_{false};
+  atomic<int> depth_{0};                        // written under freeze_lock_
+  typename Platform::mutex freeze_lock_;        // depth and kill or resurrect: one step
+  typename Platform::wait_word door_{0};        // counts what may let enterers in
+  typename Platform::wait_word drain_{no_drain};  // whether the count reached zero
+  resume_fn resume_ = nullptr;
+  void* resume_context_ = nullptr;
+};
+
+using freeze_gate = basic_freeze_gate<default_platform>;
+
+/// An entry that leaves the gate when it is destroyed.
+///
+/// Lifetime: move-only; must not outlive the gate. Threads: as a plain object.
+template <platform Platform>
+class [[nodiscard]] basic_freeze_gate<Platform>::ticket {
+ public:
+  ticket() noexcept = default;
+  ticket(ticket&& other) noexcept : gate_(std::exchange(other.gate_, nullptr)) {}
+  ticket& operator=(ticket&& other) noexcept {
+    if (this != &other) {
+      leave();
+      gate_ = std::exchange(other.gate_, nullptr);
+    }
+    return *this;
+  }
+  ~ticket() { leave(); }
+
+  /// True if it holds an entry.
+  [[nodiscard]] explicit operator bool() const noexcept { return gate_ != nullptr; }
+  /// Leaves now; a second call does nothing.
+  void leave() noexcept {
+    if (gate_ != nullptr) std::exchange(gate_, nullptr)->exit();
+  }
+  /// Gives the entry away: somebody else calls exit().
+  void release() noexcept { gate_ = nullptr; }
+
+ private:
+  friend class basic_freeze_gate;
+  explicit ticket(basic_freeze_gate* gate) noexcept : gate_(gate) {}
+  basic_freeze_gate* gate_ = nullptr;
+};
+
+template <platform Platform>
+basic_freeze_gate<Platform>::basic_freeze_gate(gate_start start) noexcept
+    : usage_(*this, start == gate_start::atomic ? ref_init::atomic : ref_init::allow_reinit) {}
+
+template <platform Platform>
+basic_freeze_gate<Platform>::~basic_freeze_gate() {
+  drain_.settle();
+  const percpu_ref_snapshot count = usage_.snapshot();  // exact: nobody enters or leaves now
+  const std::int64_t inside = count.shared + (count.biased ? count.per_cpu : 0);
+  if (inside != (count.dying ? 0 : 1)) Platform::misuse("freeze_gate destroyed while entered");
+  usage_.exit();
+}
+
+template <platform Platform>
+inline bool basic_freeze_gate<Platform>::try_enter(enter_flags flags) noexcept {
+  if (!usage_.try_get_live()) return false;
+  // [enter.pm] acquire: pairs with [pm.set]. Read after the reference was taken: either
+  // the freeze that follows a set_pm_only() waits for this reference, or the
+  // reference was taken after that freeze was undone and the value is seen.
+  const std::uint32_t pm = pm_.load(std::memory_order_acquire);
+  if (passes(pm, flags)) [[likely]] return true;
+  return refuse();
+}
+
+template <platform Platform>
+bool basic_freeze_gate<Platform>::refuse() noexcept {
+  usage_.put();
+  return false;
+}
+
+template <platform Platform>
+inline status basic_freeze_gate<Platform>::enter(enter_flags flags) noexcept {
+  if (try_enter(flags)) [[likely]] return status::ok;
+  return enter_slow(flags, [this](std::uint32_t seen) {
+    if constexpr (!Platform::can_block) {
+      Platform::misuse("enter() would wait for ever: there is one thread only");
+      return status::again;
+    }
+    door_.wait(seen);
+    return status::ok;
+  });
+}
+
+template <platform Platform>
+inline status basic_freeze_gate<Platform>::enter_until(time_point deadline,
+                                                       enter_flags flags) noexcept {
+  if (try_enter(flags)) [[likely]] return status::ok;
+  return enter_slow(flags, [this, &deadline](std::uint32_t seen) {
+    return door_.wait_until(seen, deadline) ? status::ok : status::timed_out;
+  });
+}
+
+/// The door is looked at after its count was read, and slept on with that count: a
+/// change in between is not missed. Being let through promises nothing: try again.
+template <platform Platform>
+template <class Sleep>
+status basic_freeze_gate<Platform>::enter_slow(enter_flags flags, Sleep sleep) noexcept {
+  while (!has(flags, enter_flags::nowait)) {
+    // [enter.door] acquire: pairs with [door.open]; what opened the gate is visible.
+    const std::uint32_t seen = door_.load(std::memory_order_acquire);
+    const bool open = is_open_to(flags);
+    if (is_dying()) return status::no_device;
+    if (!open) {
+      const status slept = sleep(seen);
+      if (slept != status::ok) return slept;
+    } else if (try_enter(flags)) {
+      return status::ok;
+    }
+  }
+  return status::again;
+}
+
+/// The wait condition of enter(), with its side effect: asking for a resume.
+template <platform Platform>
+bool basic_freeze_gate<Platform>::is_open_to(enter_flags flags) noexcept {
+  if (usage_.is_dying() || usage_.is_zero()) return false;
+  // [door.pm] acquire: pairs with [pm.clear] and [pm.suspended].
+  if (passes(pm_.load(std::memory_order_acquire), flags)) return true;
+  if (resume_ != nullptr) resume_(resume_context_);
+  return false;
+}
+
+template <platform Platform>
+void basic_freeze_gate<Platform>::wake_door() noexcept {
+  // [door.open] release: pairs with [enter.door].
+  (void)door_.fetch_add(1, std::memory_order_release);
+  door_.wake_all();
+}
+
+template <platform Platform>
+typename basic_freeze_gate<Platform>::ticket basic_freeze_gate<Platform>::hold(
+    enter_flags flags) noexcept {
+  return ticket(enter(flags) == status::ok ? this : nullptr);
+}
+
+template <platform Platform>
+status basic_freeze_gate<Platform>::freeze_start(bool& closed_it) noexcept {
+  const scoped_lock guard(freeze_lock_);
+  // [freeze.read] relaxed: the lock orders it.
+  const int before = depth_.load(std::memory_order_relaxed);
+  closed_it = before == 0;
+  // [freeze.depth] relaxed: for queries; the door is the count's dying bit.
+  depth_.store(before + 1, std::memory_order_relaxed);
+  if (before != 0 || usage_.kill()) return status::ok;
+  closed_it = false;
+  depth_.store(before, std::memory_order_relaxed);  // [freeze.undo] relaxed: as [freeze.depth]
+  usage_.resurrect();
+  wake_door();
+  return status::not_permitted;
+}
+
+template <platform Platform>
+status basic_freeze_gate<Platform>::freeze_start() noexcept {
+  bool ignored;
+  return freeze_start(ignored);
+}
+
+template <platform Platform>
+status basic_freeze_gate<Platform>::freeze_wait() noexcept {
+  // [wait.drain] acquire: pairs with publish_add() in on_zero(), and through the count
+  // with every exit().
+  while (drain_.load(std::memory_order_acquire) != drained) {
+    if constexpr (!Platform::can_block) {
+      Platform::misuse("freeze_wait() would wait for ever: there is one thread only");
+      return status::again;
+    }
+    drain_.wait(no_drain);
+  }
+  drain_.settle();
+  return status::ok;
+}
+
+template <platform Platform>
+bool basic_freeze_gate<Platform>::freeze_wait_until(time_point deadline) noexcept {
+  // [timed.drain] acquire: as [wait.drain].
+  while (drain_.load(std::memory_order_acquire) != drained) {
+    if (!drain_.wait_until(no_drain, deadline) &&
+        // [timed.last] acquire: as [wait.drain]; the event may beat the deadline.
+        drain_.load(std::memory_order_acquire) != drained) {
+      return false;
+    }
+  }
+  drain_.settle();
+  return true;
+}
+
+template <platform Platform>
+status basic_freeze_gate<Platform>::freeze() noexcept {
+  const status started = freeze_start();
+  return started == status::ok ? freeze_wait() : started;
+}
+
+/// Depth and resurrect are one step: with the depth alone a kill and a resurrect of
+/// two threads may come in the wrong order, and the gate stays closed for ever.
+template <platform Platform>
+void basic_freeze_gate<Platform>::undo_freeze(bool stay_atomic) noexcept {
+  const scoped_lock guard(freeze_lock_);
+  // [thaw.read] relaxed: the lock orders it.
+  const int before = depth_.load(std::memory_order_relaxed);
+  if (before == 0) {
+    Platform::misuse("unfreeze() of a gate that is not frozen");
+    return;
+  }
+  if (stay_atomic) usage_.keep_atomic();
+  // [thaw.depth] relaxed: as [freeze.depth].
+  depth_.store(before - 1, std::memory_order_relaxed);
+  if (before != 1) return;
+  if (usage_.resurrect()) {
+    // The count was at zero: on_zero() has run or is about to. Let it finish, lest
+    // it tell of this drain when the next freeze is in force.
+    // [thaw.drain] acquire: pairs with publish_add(); then the word is ours.
+    while (drain_.load(std::memory_order_acquire) != drained) drain_.wait(no_drain);
+    drain_.settle();
+    // [thaw.reset] relaxed: the next freeze_start() is ordered by the lock.
+    drain_.store(no_drain, std::memory_order_relaxed);
+  }
+  wake_door();
+}
+
+template <platform Platform>
+void basic_freeze_gate<Platform>::set_pm_only() noexcept {
+  // [pm.set] acq_rel: release pairs with [enter.pm] and [door.pm].
+  (void)pm_.fetch_add(1, std::memory_order_acq_rel);
+}
+
+template <platform Platform>
+void basic_freeze_gate<Platform>::clear_pm_only() noexcept {
+  // [pm.guess] relaxed: a guess; [pm.clear] decides.
+  std::uint32_t seen = pm_.load(std::memory_order_relaxed);
+  do {
+    if ((seen & ~suspended_bit) == 0) {
+      Platform::misuse("clear_pm_only() without set_pm_only()");
+      return;
+    }
+    // [pm.clear] acq_rel: release pairs with [enter.pm] and [door.pm].
+  } while (!pm_.compare_exchange_weak(seen, seen - 1, std::memory_order_acq_rel,
+                                      std::memory_order_relaxed));
+  if ((seen & ~suspended_bit) == 1) wake_door();
+}
+
+template <platform Platform>
+void basic_freeze_gate<Platform>::set_runtime_suspended(bool suspended) noexcept {
+  if (suspended) {
+    // [pm.suspended] acq_rel: release pairs with [enter.pm] and [door.pm].
+    (void)pm_.fetch_or(suspended_bit, std::memory_order_acq_rel);
+  } else {
+    // [pm.resumed] acq_rel: as [pm.suspended].
+    (void)pm_.fetch_and(~suspended_bit, std::memory_order_acq_rel);
+  }
+  wake_door();
+}
+
+template <platform Platform>
+void basic_freeze_gate<Platform>::set_resume_request(resume_fn ask, void* context) noexcept {
+  resume_context_ = context;
+  resume_ = ask;
+}
+
+template <platform Platform>
+void basic_freeze_gate<Platform>::mark_dying() noexcept {
+  // [die.mark] release: pairs with [die.read].
+  dying_.store(true, std::memory_order_release);
+}
+
+template <platform Platform>
+status basic_freeze_gate<Platform>::start_drain() noexcept {
+  const status started = freeze_start();
+  wake_door();
+  return started;
+}
+
+template <platform Platform>
+int basic_freeze_gate<Platform>::depth() const noexcept {
+  // [depth.read] acquire: a hint, but one that shows what the freezer did before.
+  return depth_.load(std::memory_order_acquire);
+}
+
+template <platform Platform>
+int basic_freeze_gate<Platform>::pm_only() const noexcept {
+  // [pm.read] acquire: as [depth.read].
+  return static_cast<int>(pm_.load(std::memory_order_acquire) & ~suspended_bit);
+}
+
+template <platform Platform>
+bool basic_freeze_gate<Platform>::is_frozen() const noexcept {
+  return depth() > 0 && usage_.is_zero();
+}
+
+template <platform Platform>
+bool basic_freeze_gate<Platform>::is_dying() const noexcept {
+  // [die.read] acquire: pairs with [die.mark].
+  return dying_.load(std::memory_order_acquire);
+}
+
+}  // namespace pmgate
+
+#endif  // PMGATE_BLOCK_FREEZE_GATE_HPP
