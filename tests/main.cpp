@@ -1,0 +1,5 @@
+// SPDX-License-Identifier: MIT
+//
+// main.cpp - the main function of every test program.
+#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
+#include <doctest/doctest.h>
