@@ -17,38 +17,11 @@
 #include <atomic>
 #include <cstdint>
 
+#include <pmgate/detail/ref_word.hpp>
+#include <pmgate/percpu_ref_types.hpp>
 #include <pmgate/platform.hpp>
 
 namespace pmgate {
-
-/// How a percpu_ref starts; combine with |.
-enum class ref_init : std::uint8_t {
-  none = 0,
-  atomic = 1,        ///< in the shared word, and to stay there (sticky); implies allow_reinit
-  dead = 2,          ///< killed and at zero, to be reinit(); implies allow_reinit
-  allow_reinit = 4,  ///< may come back after kill()
-};
-
-[[nodiscard]] constexpr ref_init operator|(ref_init a, ref_init b) noexcept {
-  return static_cast<ref_init>(static_cast<unsigned>(a) | static_cast<unsigned>(b));
-}
-/// True if `flags` has `flag`.
-[[nodiscard]] constexpr bool has(ref_init flags, ref_init flag) noexcept {
-  return (static_cast<unsigned>(flags) & static_cast<unsigned>(flag)) != 0;
-}
-
-/// What a percpu_ref looks like at one moment; exact while nothing moves.
-struct percpu_ref_snapshot {
-  bool percpu;           ///< gets and puts go to per-CPU counters
-  bool dying;            ///< killed, or exited
-  bool zero;             ///< nobody holds a reference
-  bool switching;        ///< the grace period of a switch is not over
-  bool force_atomic;     ///< switch_to_atomic() is in force
-  bool allow_reinit;
-  bool biased;           ///< part of the count is, or may be, in the per-CPU counters
-  std::int64_t shared;   ///< the shared word without its bias; includes the switch's own reference
-  std::int64_t per_cpu;  ///< sum of the per-CPU counters; left over from the last switch if !biased
-};
 
 /// Killable reference count with a per-CPU fast path.
 ///
@@ -165,35 +138,19 @@ class basic_percpu_ref {
   void exit() noexcept;
 
   /// True from kill() to resurrect(), and after exit(). Says nothing of the count.
-  [[nodiscard]] bool is_dying() const noexcept;
+  [[nodiscard]] bool is_dying() const noexcept { return word_.is_dying(); }
 
   /// True if nobody holds a reference; never while per-CPU or switching.
   ///
   /// Orders: true happens-after every put().  Kernel: percpu_ref_is_zero().
-  [[nodiscard]] bool is_zero() const noexcept;
+  [[nodiscard]] bool is_zero() const noexcept { return word_.is_zero(); }
 
   /// For diagnostics.  Blocks: on the lock of the slow paths.
   [[nodiscard]] percpu_ref_snapshot snapshot() const noexcept;
 
  private:
-  using word_type = std::uint64_t;
-  // The shared word: the count in units of `one`, and whether the ref is dying.
-  // In one word, so that "alive, and one more" is decided by one operation.
-  static constexpr word_type dying_bit = 1;
-  static constexpr word_type one = 2;
-  static constexpr word_type bias = word_type{1} << 63;
-
-  static constexpr word_type units(std::intptr_t n) noexcept {
-    return static_cast<word_type>(n) * one;
-  }
-  static constexpr bool at_zero(word_type value) noexcept { return value < one; }
-  static constexpr std::int64_t signed_count(word_type value) noexcept {
-    return static_cast<std::int64_t>(value) >> 1;
-  }
-
   [[gnu::noinline]] void put_shared(std::intptr_t n) noexcept;
   [[gnu::noinline]] bool try_get_shared(std::intptr_t n, bool live) noexcept;
-
   bool wants_atomic() const noexcept;
   bool choose_mode(confirm_fn confirm, bool drop_initial) noexcept;
   bool wait_for_switch() noexcept;
@@ -210,7 +167,7 @@ class basic_percpu_ref {
   };
 
   typename Platform::cpu_counter counter_;
-  typename Platform::template atomic<word_type> word_;
+  detail::ref_word<Platform> word_;
   release_fn release_;
 
   mutable typename Platform::mutex lock_;     // of all that follows, and of the dying bit
@@ -230,9 +187,8 @@ using percpu_ref = basic_percpu_ref<default_platform>;
 template <platform Platform>
 basic_percpu_ref<Platform>::basic_percpu_ref(release_fn release, ref_init flags) noexcept
     : counter_(!has(flags, ref_init::atomic | ref_init::dead)),
-      word_(has(flags, ref_init::dead)     ? dying_bit
-            : has(flags, ref_init::atomic) ? one
-                                           : bias + one),
+      word_(has(flags, ref_init::dead) ? 0 : 1, !has(flags, ref_init::atomic | ref_init::dead),
+            has(flags, ref_init::dead)),
       release_(release),
       percpu_(!has(flags, ref_init::atomic | ref_init::dead)),
       force_atomic_(has(flags, ref_init::atomic)),
@@ -251,8 +207,7 @@ basic_percpu_ref<Platform>::~basic_percpu_ref() {
 template <platform Platform>
 inline void basic_percpu_ref<Platform>::get(std::intptr_t n) noexcept {
   if (counter_.try_add(n)) [[likely]] return;
-  // [get.shared] relaxed: the caller's own reference keeps the count from zero.
-  (void)word_.fetch_add(units(n), std::memory_order_relaxed);
+  word_.get(n);
 }
 
 template <platform Platform>
@@ -275,24 +230,12 @@ inline void basic_percpu_ref<Platform>::put(std::intptr_t n) noexcept {
 
 template <platform Platform>
 bool basic_percpu_ref<Platform>::try_get_shared(std::intptr_t n, bool live) noexcept {
-  // [try_get.guess] relaxed: a guess; [try_get.commit] decides.
-  word_type seen = word_.load(std::memory_order_relaxed);
-  do {
-    if (at_zero(seen) || (live && (seen & dying_bit) != 0)) return false;
-    // [try_get.commit] acq_rel: acquire pairs with [resurrect.live]: what was done
-    // before the ref came back is visible; release so that a closer who finds
-    // this reference ([kill.mark] comes later on the word) sees what led to it.
-  } while (!word_.compare_exchange_weak(seen, seen + units(n), std::memory_order_acq_rel,
-                                        std::memory_order_relaxed));
-  return true;
+  return word_.try_get(n, live);
 }
 
 template <platform Platform>
 void basic_percpu_ref<Platform>::put_shared(std::intptr_t n) noexcept {
-  // [put.shared] acq_rel: release pairs with the acquire of whichever put comes
-  // last, and with [zero.read]: all puts happen-before release and is_zero().
-  const word_type old = word_.fetch_sub(units(n), std::memory_order_acq_rel);
-  if (n != 0 && at_zero(old - units(n))) release_(*this);  // may have freed the ref
+  if (word_.put(n)) release_(*this);  // the ref may be gone either way
 }
 
 template <platform Platform>
@@ -308,10 +251,7 @@ bool basic_percpu_ref<Platform>::kill(confirm_fn confirm) noexcept {
     Platform::misuse("kill() of a percpu_ref that is dying already");
     return true;
   }
-  // [kill.mark] acq_rel: release pairs with [try_get.commit]: who is refused, or
-  // enters after a later resurrect(), sees what was done before; acquire, so
-  // that what earlier references did is seen by whoever finds them here.
-  (void)word_.fetch_or(dying_bit, std::memory_order_acq_rel);
+  word_.mark_dying();
   return choose_mode(confirm, true);
 }
 
@@ -324,12 +264,9 @@ bool basic_percpu_ref<Platform>::resurrect() noexcept {
     Platform::misuse("resurrect() of a percpu_ref that is live, exited or made without allow_reinit");
     return false;
   }
-  // [resurrect.live] acq_rel: release pairs with [try_get.commit]; acquire pairs
-  // with [put.shared]. The dying bit is set, so adding one to the word clears it
-  // and carries into the count: alive and the initial reference, in one step.
-  const word_type old = word_.fetch_add(one - dying_bit, std::memory_order_acq_rel);
+  const bool was_zero = word_.revive();
   (void)choose_mode(nullptr, false);
-  return at_zero(old);
+  return was_zero;
 }
 
 template <platform Platform>
@@ -405,9 +342,7 @@ bool basic_percpu_ref<Platform>::choose_mode(confirm_fn confirm, bool drop_initi
   }
   const bool confirm_now = wants_atomic();
   if (!confirm_now && !percpu_) {
-    // [open.bias] relaxed: published by the counter's open(); who sees it open may
-    // count there, and the word cannot be taken for zero any more.
-    (void)word_.fetch_add(bias, std::memory_order_relaxed);
+    word_.add_bias();
     percpu_ = true;
     counter_.open();
   }
@@ -470,9 +405,7 @@ void basic_percpu_ref<Platform>::begin_switch(confirm_fn confirm) noexcept {
   percpu_ = false;
   switching_ = true;
   confirm_ = confirm;
-  // [switch.own] relaxed: the switch's own reference; biased, and given back by
-  // [switch.end] in the callback, which the platform orders after this.
-  (void)word_.fetch_add(one, std::memory_order_relaxed);
+  word_.get(1);  // the switch's own reference, given back when it ends
   counter_.begin_close();
 }
 
@@ -482,8 +415,7 @@ template <platform Platform>
 void basic_percpu_ref<Platform>::cancel_switch() noexcept {
   percpu_ = true;
   switching_ = refused_ = false;
-  // [cancel.own] relaxed: biased, so nobody looks for zero.
-  (void)word_.fetch_sub(one, std::memory_order_relaxed);
+  (void)word_.put(1);  // biased, so not the last
   counter_.reopen();
 }
 
@@ -494,25 +426,20 @@ void basic_percpu_ref<Platform>::grace_over(grace_callback& done) noexcept {
 
 template <platform Platform>
 void basic_percpu_ref<Platform>::finish_switch() noexcept {
-  const word_type sum = units(counter_.finish_close());
-  // [switch.fold] acq_rel: one operation. Adding the counters one by one, or taking
-  // the bias off first, could make the word zero while references exist.
-  // Release: what came before the per-CPU puts happens-before the last put.
-  const word_type old = word_.fetch_add(sum - bias, std::memory_order_acq_rel);
-  if (signed_count(old + sum - bias) <= 0) {
+  if (word_.fold(counter_.finish_close()) <= 0) {
     Platform::misuse("percpu_ref: more references were put than taken");
   }
   if (confirm_ != nullptr) confirm_(*this);  // stable while switching_
   lock_.lock();
   switching_ = false;
-  // [switch.end] acq_rel: as [put.shared]. Before anybody can see that the switch is
-  // over, so that is_zero() after switch_to_atomic_sync() is exact.
-  const word_type left = word_.fetch_sub(one, std::memory_order_acq_rel) - one;
+  // Before anybody can see that the switch is over: so is_zero() after
+  // switch_to_atomic_sync() is exact.
+  const bool last = word_.put(1);
   // [switch.count] relaxed: the lock orders it.
   (void)switches_.fetch_add(1, std::memory_order_relaxed);
   switches_.wake_all();
   lock_.unlock();
-  if (at_zero(left)) release_(*this);  // else the ref may be gone: the destructor takes the lock
+  if (last) release_(*this);  // else the ref may be gone: the destructor takes the lock
 }
 
 template <platform Platform>
@@ -526,38 +453,23 @@ void basic_percpu_ref<Platform>::exit() noexcept {
     exited_ = true;
     if (percpu_) counter_.begin_close();
     percpu_ = false;
-    // [exit.mark] release: pairs with [try_get.commit]; from now on it refuses.
-    (void)word_.fetch_or(dying_bit, std::memory_order_release);
+    word_.mark_dying();
   }
   lock_.unlock();
 }
 
 template <platform Platform>
-inline bool basic_percpu_ref<Platform>::is_dying() const noexcept {
-  // [dying.read] acquire: pairs with [kill.mark] and [resurrect.live].
-  return (word_.load(std::memory_order_acquire) & dying_bit) != 0;
-}
-
-template <platform Platform>
-inline bool basic_percpu_ref<Platform>::is_zero() const noexcept {
-  // [zero.read] acquire: pairs with [put.shared] and [switch.end].
-  return at_zero(word_.load(std::memory_order_acquire));
-}
-
-template <platform Platform>
 percpu_ref_snapshot basic_percpu_ref<Platform>::snapshot() const noexcept {
   const scoped_lock guard(lock_);
-  // [snapshot.read] acquire: as [zero.read].
-  const word_type value = word_.load(std::memory_order_acquire);
   const bool biased = percpu_ || switching_;
   return {.percpu = percpu_,
-          .dying = (value & dying_bit) != 0,
-          .zero = at_zero(value),
+          .dying = word_.is_dying(),
+          .zero = word_.is_zero(),
           .switching = switching_,
           .force_atomic = force_atomic_,
           .allow_reinit = allow_reinit_,
           .biased = biased,
-          .shared = signed_count(biased ? value - bias : value),
+          .shared = word_.count(biased),
           .per_cpu = counter_.peek()};
 }
 

@@ -14,29 +14,14 @@
 #define PMGATE_BLOCK_FREEZE_GATE_HPP
 
 #include <atomic>
-#include <cstddef>
 #include <cstdint>
-#include <utility>
 
+#include <pmgate/block/enter_flags.hpp>
+#include <pmgate/block/ticket.hpp>
 #include <pmgate/percpu_ref.hpp>
 #include <pmgate/status.hpp>
 
 namespace pmgate {
-
-/// How one wants to enter; combine with |.
-enum class enter_flags : std::uint8_t {
-  none = 0,
-  nowait = 1,  ///< refuse with status::again rather than wait
-  pm = 2,      ///< a power-management request: passes pm_only, never a freeze
-};
-
-[[nodiscard]] constexpr enter_flags operator|(enter_flags a, enter_flags b) noexcept {
-  return static_cast<enter_flags>(static_cast<unsigned>(a) | static_cast<unsigned>(b));
-}
-/// True if `flags` has `flag`.
-[[nodiscard]] constexpr bool has(enter_flags flags, enter_flags flag) noexcept {
-  return (static_cast<unsigned>(flags) & static_cast<unsigned>(flag)) != 0;
-}
 
 /// Where a gate counts at first.
 enum class gate_start : std::uint8_t {
@@ -65,7 +50,8 @@ class basic_freeze_gate {
   /// Asked for whenever pm_only keeps out somebody who is willing to wait.
   using resume_fn = void (*)(void* context) noexcept;
 
-  class ticket;
+  /// An entry that leaves the gate when it is destroyed.
+  using ticket = basic_ticket<basic_freeze_gate>;
 
   explicit basic_freeze_gate(gate_start start = gate_start::percpu) noexcept;
   ~basic_freeze_gate();
@@ -124,7 +110,10 @@ class basic_freeze_gate {
   /// then nothing has changed.
   /// Blocks: for another caller's switch.  Cost: O(CPUs) if it is the first.
   /// Kernel: blk_freeze_queue_start().
-  status freeze_start() noexcept;
+  status freeze_start() noexcept {
+    bool ignored;
+    return freeze_start(ignored);
+  }
   /// freeze_start() that tells whether it was the one that closed the gate.
   status freeze_start(bool& closed_it) noexcept;
 
@@ -159,10 +148,9 @@ class basic_freeze_gate {
 
   // -- power management and death
 
-  /// From now on only PM requests may enter; nests.
-  ///
-  /// Evicts nobody and waits for nobody: whoever was about to enter may still
-  /// do so until a freeze() and unfreeze() after it have returned.
+  /// From now on only PM requests may enter; nests. Evicts nobody and waits for
+  /// nobody: whoever was about to enter may still do so until a freeze() and
+  /// unfreeze() after it have returned.
   /// Blocks: no.  Kernel: blk_set_pm_only().
   void set_pm_only() noexcept;
 
@@ -211,6 +199,9 @@ class basic_freeze_gate {
   [[nodiscard]] const basic_percpu_ref<Platform>& usage() const noexcept { return usage_; }
 
  private:
+  friend ticket;
+  void leave_ticket() noexcept { exit(); }
+
   template <class T>
   using atomic = typename Platform::template atomic<T>;
 
@@ -256,38 +247,6 @@ class basic_freeze_gate {
 };
 
 using freeze_gate = basic_freeze_gate<default_platform>;
-
-/// An entry that leaves the gate when it is destroyed.
-///
-/// Lifetime: move-only; must not outlive the gate. Threads: as a plain object.
-template <platform Platform>
-class [[nodiscard]] basic_freeze_gate<Platform>::ticket {
- public:
-  ticket() noexcept = default;
-  ticket(ticket&& other) noexcept : gate_(std::exchange(other.gate_, nullptr)) {}
-  ticket& operator=(ticket&& other) noexcept {
-    if (this != &other) {
-      leave();
-      gate_ = std::exchange(other.gate_, nullptr);
-    }
-    return *this;
-  }
-  ~ticket() { leave(); }
-
-  /// True if it holds an entry.
-  [[nodiscard]] explicit operator bool() const noexcept { return gate_ != nullptr; }
-  /// Leaves now; a second call does nothing.
-  void leave() noexcept {
-    if (gate_ != nullptr) std::exchange(gate_, nullptr)->exit();
-  }
-  /// Gives the entry away: somebody else calls exit().
-  void release() noexcept { gate_ = nullptr; }
-
- private:
-  friend class basic_freeze_gate;
-  explicit ticket(basic_freeze_gate* gate) noexcept : gate_(gate) {}
-  basic_freeze_gate* gate_ = nullptr;
-};
 
 template <platform Platform>
 basic_freeze_gate<Platform>::basic_freeze_gate(gate_start start) noexcept
@@ -379,8 +338,7 @@ void basic_freeze_gate<Platform>::wake_door() noexcept {
 }
 
 template <platform Platform>
-typename basic_freeze_gate<Platform>::ticket basic_freeze_gate<Platform>::hold(
-    enter_flags flags) noexcept {
+auto basic_freeze_gate<Platform>::hold(enter_flags flags) noexcept -> ticket {
   return ticket(enter(flags) == status::ok ? this : nullptr);
 }
 
@@ -398,12 +356,6 @@ status basic_freeze_gate<Platform>::freeze_start(bool& closed_it) noexcept {
   usage_.resurrect();
   wake_door();
   return status::not_permitted;
-}
-
-template <platform Platform>
-status basic_freeze_gate<Platform>::freeze_start() noexcept {
-  bool ignored;
-  return freeze_start(ignored);
 }
 
 template <platform Platform>

@@ -15,8 +15,8 @@
 
 #include <atomic>
 #include <cstdint>
-#include <utility>
 
+#include <pmgate/block/ticket.hpp>
 #include <pmgate/platform.hpp>
 #include <pmgate/status.hpp>
 
@@ -38,7 +38,8 @@ template <platform Platform>
 class basic_quiesce_gate {
  public:
   using time_point = typename Platform::time_point;
-  class ticket;
+  /// A section that ends when it is destroyed.
+  using ticket = basic_ticket<basic_quiesce_gate>;
 
   basic_quiesce_gate() noexcept = default;
   ~basic_quiesce_gate();
@@ -90,6 +91,9 @@ class basic_quiesce_gate {
   [[nodiscard]] int depth() const noexcept;
 
  private:
+  friend ticket;
+  void leave_ticket() noexcept { end_dispatch(); }
+
   /// Sections started and ended locally, less those ended in the shared word.
   bool nobody_inside(std::uint32_t ended) const noexcept {
     return ((static_cast<std::uint32_t>(counter_.peek()) - ended) << 1) == 0;  // modulo 2^31
@@ -104,36 +108,6 @@ class basic_quiesce_gate {
 };
 
 using quiesce_gate = basic_quiesce_gate<default_platform>;
-
-/// A section that ends when it is destroyed.
-///
-/// Lifetime: move-only; must not outlive the gate. Threads: as a plain object.
-template <platform Platform>
-class [[nodiscard]] basic_quiesce_gate<Platform>::ticket {
- public:
-  ticket() noexcept = default;
-  ticket(ticket&& other) noexcept : gate_(std::exchange(other.gate_, nullptr)) {}
-  ticket& operator=(ticket&& other) noexcept {
-    if (this != &other) {
-      end();
-      gate_ = std::exchange(other.gate_, nullptr);
-    }
-    return *this;
-  }
-  ~ticket() { end(); }
-
-  /// True if it is a section.
-  [[nodiscard]] explicit operator bool() const noexcept { return gate_ != nullptr; }
-  /// Ends it now; a second call does nothing.
-  void end() noexcept {
-    if (gate_ != nullptr) std::exchange(gate_, nullptr)->end_dispatch();
-  }
-
- private:
-  friend class basic_quiesce_gate;
-  explicit ticket(basic_quiesce_gate* gate) noexcept : gate_(gate) {}
-  basic_quiesce_gate* gate_ = nullptr;
-};
 
 template <platform Platform>
 basic_quiesce_gate<Platform>::~basic_quiesce_gate() {
@@ -156,7 +130,7 @@ void basic_quiesce_gate<Platform>::end_shared() noexcept {
 }
 
 template <platform Platform>
-typename basic_quiesce_gate<Platform>::ticket basic_quiesce_gate<Platform>::dispatch() noexcept {
+auto basic_quiesce_gate<Platform>::dispatch() noexcept -> ticket {
   return ticket(try_dispatch() ? this : nullptr);
 }
 
