@@ -160,16 +160,13 @@ class basic_freeze_gate {
   /// Blocks: no.  Kernel: blk_clear_pm_only().
   void clear_pm_only() noexcept;
 
-  /// While set, pm_only refuses PM requests as well; every change wakes who waits.
-  ///
-  /// Kernel: rpm_status == RPM_SUSPENDED, whose changes wake nobody.
+  /// While set, pm_only refuses PM requests as well; every change wakes who waits
+  /// (Kernel: RPM_SUSPENDED, whose changes wake nobody).
   void set_runtime_suspended(bool suspended) noexcept;
 
-  /// Called by each waiter that pm_only keeps out, once before it sleeps and at
-  /// each wake-up, outside every lock; null: nobody is asked.
-  ///
-  /// Precondition: set before the gate is used.
-  /// Kernel: pm_request_resume() in blk_pm_resume_queue().
+  /// Called by each waiter that pm_only keeps out, once before it sleeps and at each
+  /// wake-up, outside every lock; null: nobody is asked. To be set before the gate
+  /// is used.  Kernel: pm_request_resume() in blk_pm_resume_queue().
   void set_resume_request(resume_fn ask, void* context) noexcept;
 
   /// Marks the gate dying, for good. By itself it neither stops nor wakes anybody.
@@ -180,7 +177,11 @@ class basic_freeze_gate {
   /// freeze_start() that wakes whoever waits at the gate to look for death.
   ///
   /// Kernel: blk_queue_start_drain().
-  status start_drain() noexcept;
+  status start_drain() noexcept {
+    bool ignored;
+    return start_drain(ignored);
+  }
+  status start_drain(bool& closed_it) noexcept;
 
   /// Where the count lives; see percpu_ref. Blocks: for a switch under way.
   void switch_to_percpu() noexcept { usage_.switch_to_percpu(); }
@@ -466,8 +467,8 @@ void basic_freeze_gate<Platform>::mark_dying() noexcept {
 }
 
 template <platform Platform>
-status basic_freeze_gate<Platform>::start_drain() noexcept {
-  const status started = freeze_start();
+status basic_freeze_gate<Platform>::start_drain(bool& closed_it) noexcept {
+  const status started = freeze_start(closed_it);
   wake_door();
   return started;
 }

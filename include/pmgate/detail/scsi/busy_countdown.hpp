@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: MIT
+//
+// pmgate/detail/scsi/busy_countdown.hpp - how much is under way, and how long to leave
+// somebody in peace who said "busy".
+//
+// After a refusal nothing more is sent while something is under way; then each
+// attempt counts down, and the one that reaches zero goes through. Any completion
+// ends the countdown.
+//
+// Counterpart: device_busy/device_blocked and their like for targets and hosts.
+#ifndef PMGATE_DETAIL_SCSI_BUSY_COUNTDOWN_HPP
+#define PMGATE_DETAIL_SCSI_BUSY_COUNTDOWN_HPP
+
+#include <atomic>
+
+#include <pmgate/platform/concept.hpp>
+
+namespace pmgate::scsi::detail {
+
+/// A count with a limit, and a countdown.
+///
+/// Threads:  every member from any thread. Two that try at once may both be
+///           refused where one alone would not; whoever refuses tries again later.
+/// Blocking: no.
+template <platform Platform>
+class busy_countdown {
+ public:
+  /// What try_take() says.
+  enum class answer : unsigned char {
+    taken,
+    wait,   ///< something under way will end
+    later,  ///< nothing is under way: ask again after a while
+  };
+
+  /// limit: of what may be under way; 0: none. after_busy: where the countdown begins.
+  constexpr busy_countdown(int limit, int after_busy) noexcept
+      : limit_(limit), after_busy_(after_busy) {}
+
+  /// Counts one in, unless there is no room or the countdown is not over.
+  [[nodiscard]] answer try_take() noexcept {
+    // [take.count] relaxed: a count; what it stands for is ordered by the queue's lock.
+    const int before = busy_.fetch_add(1, std::memory_order_relaxed);
+    if ((limit_ == 0 || before < limit_) && (blocked() == 0 || (before == 0 && count_down()))) {
+      return answer::taken;
+    }
+    give();
+    return before == 0 ? answer::later : answer::wait;
+  }
+  /// Counts one out.
+  void give() noexcept {
+    // [give.count] relaxed: as [take.count].
+    (void)busy_.fetch_sub(1, std::memory_order_relaxed);
+  }
+
+  /// Somebody said "busy".
+  void start_countdown() noexcept {
+    // [down.start] relaxed: a hint; too early or too late is an attempt more or less.
+    blocked_.store(after_busy_, std::memory_order_relaxed);
+  }
+  void end_countdown() noexcept {
+    // [down.end] relaxed: as [down.start]. Looks first: this is on the fast path.
+    if (blocked() != 0) blocked_.store(0, std::memory_order_relaxed);
+  }
+
+  [[nodiscard]] int busy() const noexcept {
+    // [busy.read] relaxed: a hint.
+    return busy_.load(std::memory_order_relaxed);
+  }
+  [[nodiscard]] int blocked() const noexcept {
+    // [down.read] relaxed: as [down.start].
+    return blocked_.load(std::memory_order_relaxed);
+  }
+
+ private:
+  /// One attempt; true if it was the last that is refused, or there is none left.
+  bool count_down() noexcept {
+    int seen = blocked();
+    // [down.step] relaxed: as [down.start].
+    while (seen > 0 && !blocked_.compare_exchange_weak(seen, seen - 1, std::memory_order_relaxed,
+                                                       std::memory_order_relaxed)) {
+    }
+    return seen <= 1;
+  }
+
+  const int limit_;
+  const int after_busy_;
+  typename Platform::template atomic<int> busy_{0};
+  typename Platform::template atomic<int> blocked_{0};
+};
+
+}  // namespace pmgate::scsi::detail
+
+#endif  // PMGATE_DETAIL_SCSI_BUSY_COUNTDOWN_HPP

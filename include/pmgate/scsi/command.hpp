@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: MIT
+//
+// pmgate/scsi/command.hpp - what is sent to a SCSI device.
+//
+// A command is a request with a result word. It belongs to its user, who embeds or
+// inherits it, and allocates nothing.
+//
+// Counterpart: struct scsi_cmnd and scsi_execute_cmd()'s flags (semantics only).
+#ifndef PMGATE_SCSI_COMMAND_HPP
+#define PMGATE_SCSI_COMMAND_HPP
+
+#include <cstdint>
+
+#include <pmgate/block/request.hpp>
+#include <pmgate/platform.hpp>
+
+namespace pmgate::scsi {
+
+/// How a command is sent; combine with |.
+enum class command_flags : std::uint8_t {
+  none = 0,
+  nowait = 1,  ///< refuse with status::again rather than wait for entry
+  pm = 2,      ///< of power management: privileged.  Kernel: RQF_PM
+  /// What every internal command carried before 5.11, media polling included: privileged
+  /// at hosts of the 5.7 generations, without meaning at v6_12.  Kernel: RQF_PREEMPT
+  special = 4,
+  fail_if_recovering = 8,  ///< fail rather than wait while the host recovers
+};
+
+[[nodiscard]] constexpr command_flags operator|(command_flags a, command_flags b) noexcept {
+  return static_cast<command_flags>(static_cast<unsigned>(a) | static_cast<unsigned>(b));
+}
+/// True if `flags` has `flag`.
+[[nodiscard]] constexpr bool has(command_flags flags, command_flags flag) noexcept {
+  return (static_cast<unsigned>(flags) & static_cast<unsigned>(flag)) != 0;
+}
+
+template <platform Platform>
+class basic_device;
+
+/// One command; see basic_request for its life.
+///
+/// Lifetime: neither copyable nor movable. The user's again from the moment its done
+///           callback is called, or when execute() has returned.
+/// Threads:  belongs to one side at a time: the user, the device, the driver.
+template <platform Platform>
+class basic_command : public basic_request<Platform> {
+ public:
+  /// Runs once, when the command is over; not for execute().
+  using done_fn = void (*)(basic_command&) noexcept;
+
+  /// done may be null.
+  explicit basic_command(done_fn done = nullptr, void* context = nullptr) noexcept
+      : basic_request<Platform>(&on_end, context), done_(done) {}
+
+  /// The device it was last sent to.
+  [[nodiscard]] basic_device<Platform>& device() const noexcept { return *device_; }
+  /// The result word: 0, or what the driver reported, or why it did not get there.
+  [[nodiscard]] int result_word() const noexcept { return result_word_; }
+
+ private:
+  friend class basic_device<Platform>;
+  static void on_end(basic_request<Platform>& request) noexcept {
+    auto& self = static_cast<basic_command&>(request);
+    if (self.done_ != nullptr) self.done_(self);
+  }
+
+  done_fn done_;
+  basic_device<Platform>* device_ = nullptr;
+  int result_word_ = 0;
+  bool fail_if_recovering_ = false;
+};
+
+using command = basic_command<default_platform>;
+
+}  // namespace pmgate::scsi
+
+#endif  // PMGATE_SCSI_COMMAND_HPP

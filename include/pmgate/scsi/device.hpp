@@ -1,0 +1,495 @@
+// SPDX-License-Identifier: MIT
+//
+// pmgate/scsi/device.hpp - a SCSI device: two gates and a state in front of a driver.
+//
+// quiesce() closes the entry to ordinary commands and drains the device; block_nowait()
+// holds every command before the driver and drains nothing. The one rule to know: they
+// are different gates. Neither is counted: one resume() undoes every quiesce(), one
+// unblock() every block_nowait().
+//
+// Counterpart: struct scsi_device, scsi_device_quiesce(), scsi_internal_device_block*(),
+// scsi_queue_rq() of Linux (semantics only).
+#ifndef PMGATE_SCSI_DEVICE_HPP
+#define PMGATE_SCSI_DEVICE_HPP
+
+#include <atomic>
+#include <cstdint>
+
+#include <pmgate/block/request_queue.hpp>
+#include <pmgate/detail/scsi/busy_countdown.hpp>
+#include <pmgate/platform.hpp>
+#include <pmgate/pm/work_queue.hpp>
+#include <pmgate/scsi/command.hpp>
+#include <pmgate/scsi/state.hpp>
+#include <pmgate/scsi/target.hpp>
+#include <pmgate/status.hpp>
+
+namespace pmgate::scsi {
+
+template <platform Platform>
+class basic_host;
+
+/// How much a device takes.
+struct device_limits {
+  int depth = 32;      ///< commands the driver has at a time
+  unsigned tags = 64;  ///< commands that have entered; who comes later waits inside
+};
+
+/// SCSI device: states, quiesce and block, dispatch in the midlayer's order.
+///
+/// Lifetime: neither copyable nor movable; known to the host while it lives, and outlived
+///           by it. Destroy it with no command inside; waits for walks of the host.
+/// Threads:  every member from any thread. Changes of the state and of what belongs to it
+///           are one step, under a mutex of the device.
+/// Blocking: quiesce(), remove(), execute() and, without nowait, submit().
+/// Misuse:   goes to Platform::misuse() and has no effect, quiesce() excepted.
+/// Limits:   no error handler commands, no single_lun; a command that waits for another
+///           device's completion is offered again after 3 ms, not from a starved list.
+template <platform Platform>
+class basic_device {
+ public:
+  using command_type = basic_command<Platform>;
+  using host_type = basic_host<Platform>;
+  using target_type = basic_target<Platform>;
+  using queue_type = basic_request_queue<Platform>;
+
+  /// Starts in state created, at the end of the host's list. The work queue does the
+  /// asynchronous runs; it must not be one that is frozen while the device is used.
+  basic_device(host_type& adapter, target_type& behind, pm::basic_work_queue<Platform>& works,
+               device_limits limits = {}, gate_start start = gate_start::percpu) noexcept;
+  ~basic_device();
+  basic_device(const basic_device&) = delete;
+  basic_device& operator=(const basic_device&) = delete;
+
+  // -- commands
+
+  /// Sends a command ahead of what is held, and waits for its end.
+  ///
+  /// Returns: ok: it is over, result_word() tells how; again: nowait, and the entry is
+  /// closed to it; no_device: the device is removed. Then it was never sent.
+  /// Blocks: for entry unless nowait, and until over.  Kernel: scsi_execute_cmd().
+  [[nodiscard]] status execute(command_type& item, command_flags flags = {}) noexcept;
+
+  /// Sends a command behind what is held; its done callback tells of the end.
+  ///
+  /// Returns: as execute(), without its end; refused, the callback is not called.
+  /// Blocks: for entry unless nowait.
+  [[nodiscard]] status submit(command_type& item, command_flags flags = {}) noexcept;
+
+  /// Ends a command that the driver has taken.
+  ///
+  /// Status BUSY and TASK SET FULL send it again instead, and RESERVATION CONFLICT is
+  /// reported as 0x118. Ends the countdowns of device, target and host.
+  /// Precondition: queuecommand has taken it, or is being called for it.
+  /// Blocks: no, unless the callback does.  Kernel: scsi_done().
+  void complete(command_type& item, int result_word = 0) noexcept;
+
+  // -- state
+
+  /// Sets the state if the table allows it; to the state it has: no effect.
+  ///
+  /// Neither stops, starts nor runs the queue.
+  /// Returns: ok; invalid, and nothing changed.  Blocks: no.
+  /// Kernel: scsi_device_set_state() under state_mutex.
+  status set_state(device_state to) noexcept;
+
+  /// Lets only privileged commands in, waits until nobody is inside, and sets QUIESCE.
+  ///
+  /// A second call of the same thread does nothing. One of another thread while
+  /// quiesced is reported and, as in the kernel, raises pm_only for good.
+  /// Returns: ok; invalid if the state is not RUNNING, OFFLINE, TRANSPORT_OFFLINE or
+  /// QUIESCE by then, after the drain, and the entry is open again; not_permitted if
+  /// the platform refused the grace period; again only where it cannot block.
+  /// Blocks: without limit.  Kernel: scsi_device_quiesce().
+  status quiesce() noexcept;
+
+  /// Undoes every quiesce: QUIESCE becomes RUNNING, another state stays; the entry opens.
+  ///
+  /// From any thread; does not start a queue that block_nowait() stopped.
+  /// Blocks: no.  Kernel: scsi_device_resume().
+  void resume() noexcept;
+
+  /// Sets BLOCK, or CREATED_BLOCK, and stops the queue; does not wait for the driver.
+  ///
+  /// Returns: ok; invalid in TRANSPORT_OFFLINE, CANCEL, DEL (and QUIESCE in v5_7_rc3).
+  /// Blocks: no.  Kernel: scsi_internal_device_block_nowait() under state_mutex.
+  status block_nowait() noexcept;
+
+  /// Waits for the driver's calls that block_nowait() found under way.
+  ///
+  /// Returns, Blocks: as basic_quiesce_gate::wait_quiesced().
+  status wait_blocked() noexcept { return queue_.wait_quiesced(); }
+
+  /// Undoes every block: assigns new_state (RUNNING or TRANSPORT_OFFLINE), and starts
+  /// the queue if it was stopped.
+  ///
+  /// CREATED_BLOCK with RUNNING becomes CREATED; CANCEL and OFFLINE stay, and start.
+  /// Returns: ok; invalid for another new_state, or if the device is CREATED, RUNNING,
+  /// QUIESCE or DEL: nothing changed.
+  /// Blocks: no.  Kernel: scsi_internal_device_unblock().
+  status unblock(device_state new_state) noexcept;
+
+  /// Removes the device: what is held fails, nobody gets in any more.
+  ///
+  /// A second call does nothing.
+  /// Blocks: until nobody is inside.  Kernel: scsi_remove_device().
+  void remove() noexcept;
+
+  // -- queries; what they say may be over when they return
+
+  [[nodiscard]] device_state state() const noexcept {
+    // [state.read] acquire: pairs with [state.set].
+    return state_.load(std::memory_order_acquire);
+  }
+  /// True if block_nowait() stopped the queue.  Kernel: queue_stopped.
+  [[nodiscard]] bool is_stopped() noexcept;
+  /// The thread that quiesced, or nobody.  Kernel: quiesced_by.
+  [[nodiscard]] typename Platform::thread_id quiesced_by() noexcept;
+  /// True if a command failed because of OFFLINE since the last change of the state.
+  [[nodiscard]] bool offline_reported() const noexcept;
+  /// The countdown after "device busy".  Kernel: device_blocked.
+  [[nodiscard]] int blocked() const noexcept { return count_.blocked(); }
+  /// Commands the driver has.
+  [[nodiscard]] int busy() const noexcept { return count_.busy(); }
+  [[nodiscard]] host_type& host() const noexcept { return host_; }
+  [[nodiscard]] target_type& target() const noexcept { return target_; }
+  [[nodiscard]] queue_type& queue() noexcept { return queue_; }
+
+ private:
+  friend class basic_host<Platform>;
+  using request_type = basic_request<Platform>;
+  using countdown = detail::busy_countdown<Platform>;
+
+  static dispatch_status on_request(queue_type& queue, request_type& request) noexcept;
+  dispatch_status dispatch(command_type& item) noexcept;
+  dispatch_status check_state(const command_type& item) noexcept;
+  dispatch_status send(command_type& item) noexcept;
+  dispatch_status hand_over(command_type& item) noexcept;
+  void finish(command_type& item, int result_word) noexcept;
+  status prepare(command_type& item, command_flags flags) noexcept;
+  status change_state(device_state to) noexcept;
+  void assign_state(device_state to) noexcept;
+  void start_queue() noexcept;
+
+  host_type& host_;
+  target_type& target_;
+  typename Platform::template atomic<device_state> state_{device_state::created};
+  typename Platform::template atomic<bool> offline_reported_{false};
+  countdown count_;
+  queue_type queue_;
+  typename Platform::mutex state_lock_;  // state_'s writers and the next two
+  typename Platform::thread_id quiesced_by_{};
+  bool stopped_ = false;
+  basic_device* next_ = nullptr;  // this and the rest: under the host's lock
+  unsigned walkers_ = 0;
+  bool leaving_ = false;
+};
+
+using device = basic_device<default_platform>;
+
+template <platform Platform>
+basic_device<Platform>::basic_device(host_type& adapter, target_type& behind,
+                                     pm::basic_work_queue<Platform>& works, device_limits limits,
+                                     gate_start start) noexcept
+    : host_(adapter),
+      target_(behind),
+      count_(limits.depth, 3),
+      queue_(typename queue_type::ops_type{&on_request, this}, works, limits.tags, start) {
+  host_.attach(*this);
+}
+
+template <platform Platform>
+basic_device<Platform>::~basic_device() {
+  host_.detach(*this);
+}
+
+// -- commands
+
+/// Enters and fills in the command. Before 5.11 what is special passes as PM does now.
+template <platform Platform>
+status basic_device<Platform>::prepare(command_type& item, command_flags flags) noexcept {
+  const bool special_passes = host_.generation() != scsi_generation::v6_12;
+  const bool privileged =
+      has(flags, command_flags::pm) || (special_passes && has(flags, command_flags::special));
+  enter_flags entry = enter_flags::none;
+  if (privileged) entry = entry | enter_flags::pm;
+  if (has(flags, command_flags::nowait)) entry = entry | enter_flags::nowait;
+  const status entered = queue_.alloc(item, entry);
+  if (entered != status::ok) return entered;
+  item.device_ = this;
+  item.result_word_ = 0;
+  item.fail_if_recovering_ = has(flags, command_flags::fail_if_recovering);
+  return status::ok;
+}
+
+template <platform Platform>
+status basic_device<Platform>::execute(command_type& item, command_flags flags) noexcept {
+  const status entered = prepare(item, flags);
+  if (entered != status::ok) return entered;
+  return queue_.execute(item, true) == status::again ? status::again : status::ok;
+}
+
+template <platform Platform>
+status basic_device<Platform>::submit(command_type& item, command_flags flags) noexcept {
+  const status entered = prepare(item, flags);
+  if (entered == status::ok) queue_.execute_nowait(item);
+  return entered;
+}
+
+template <platform Platform>
+void basic_device<Platform>::complete(command_type& item, int result_word) noexcept {
+  target_.give();
+  host_.count_.give();
+  count_.give();
+  const int status_byte = result_word & 0xff;
+  if (status_byte == status_busy || status_byte == status_task_set_full) {
+    count_.start_countdown();
+    queue_.requeue(item);
+    return;
+  }
+  count_.end_countdown();
+  target_.count_.end_countdown();
+  host_.count_.end_countdown();
+  if (status_byte == status_reservation_conflict) result_word |= 0x100;
+  finish(item, result_word);
+}
+
+template <platform Platform>
+void basic_device<Platform>::finish(command_type& item, int result_word) noexcept {
+  item.result_word_ = result_word;
+  queue_.complete(item, result_word == 0 ? status::ok : status::io_error);
+}
+
+// -- dispatch
+
+template <platform Platform>
+dispatch_status basic_device<Platform>::on_request(queue_type& queue,
+                                                   request_type& request) noexcept {
+  return static_cast<basic_device*>(queue.context())->dispatch(static_cast<command_type&>(request));
+}
+
+/// Device, state and beyond; a blocked device is not asked again by the clock.
+template <platform Platform>
+dispatch_status basic_device<Platform>::dispatch(command_type& item) noexcept {
+  const typename countdown::answer room = count_.try_take();
+  if (room == countdown::answer::wait) return dispatch_status::dev_resource;
+  if (room == countdown::answer::later) {
+    return is_blocked(state()) ? dispatch_status::dev_resource : dispatch_status::resource;
+  }
+  dispatch_status answer = check_state(item);
+  if (answer == dispatch_status::ok) answer = send(item);
+  if (answer == dispatch_status::ok) return answer;  // the item may be gone
+  count_.give();
+  if (answer == dispatch_status::io_error) {
+    item.result_word_ = is_online(state()) ? did_error : did_no_connect;
+    return answer;
+  }
+  return is_blocked(state()) ? dispatch_status::dev_resource : dispatch_status::resource;
+}
+
+/// The first of two looks at the state; hand_over() takes the second.
+template <platform Platform>
+dispatch_status basic_device<Platform>::check_state(const command_type& item) noexcept {
+  using enum device_state;
+  switch (state()) {
+    case running: return dispatch_status::ok;
+    case created:
+      // Before 5.11 a device being scanned took special commands only.
+      return host_.generation() == scsi_generation::v6_12 || item.is_pm()
+                 ? dispatch_status::ok
+                 : dispatch_status::io_error;
+    case cancel: return item.is_pm() ? dispatch_status::ok : dispatch_status::io_error;
+    case quiesce:
+      if (item.is_pm()) return dispatch_status::ok;
+      trace_event<Platform>("scsi: ordinary command in a quiesced device", this);
+      return dispatch_status::resource;
+    case block:
+    case created_block: return dispatch_status::dev_resource;
+    case offline:
+    case transport_offline:
+      // [offline.once] relaxed: says only whether it was said before.
+      if (!offline_reported_.exchange(true, std::memory_order_relaxed)) {
+        trace_event<Platform>("scsi: command to an offline device", this);
+      }
+      return dispatch_status::io_error;
+    case del: return dispatch_status::io_error;
+  }
+  return dispatch_status::io_error;
+}
+
+/// Target, recovery, host, in this order; what was taken is given back on a refusal.
+template <platform Platform>
+dispatch_status basic_device<Platform>::send(command_type& item) noexcept {
+  if (!target_.take()) return dispatch_status::resource;
+  dispatch_status answer = dispatch_status::resource;
+  if (host_.is_in_recovery()) {
+    if (item.fail_if_recovering_) answer = dispatch_status::io_error;
+  } else if (host_.take()) {
+    answer = hand_over(item);
+    if (answer == dispatch_status::ok) return answer;
+    host_.count_.give();
+  }
+  target_.give();
+  return answer;
+}
+
+template <platform Platform>
+dispatch_status basic_device<Platform>::hand_over(command_type& item) noexcept {
+  const device_state now = state();
+  if (now == device_state::del || host_.state() == host_state::del) {
+    target_.give();
+    host_.count_.give();
+    count_.give();
+    finish(item, did_no_connect);
+    return dispatch_status::ok;
+  }
+  int refusal = device_busy;
+  if (!is_blocked(now)) refusal = host_.queuecommand(item);  // if taken, it may be gone
+  switch (refusal) {
+    case 0: return dispatch_status::ok;
+    case device_busy: count_.start_countdown(); break;
+    case target_busy: target_.count_.start_countdown(); break;
+    default: host_.count_.start_countdown(); break;
+  }
+  return dispatch_status::resource;
+}
+
+// -- state; what changes it holds the mutex
+
+template <platform Platform>
+void basic_device<Platform>::assign_state(device_state to) noexcept {
+  // [state.set] release: pairs with [state.read].
+  state_.store(to, std::memory_order_release);
+}
+
+template <platform Platform>
+status basic_device<Platform>::change_state(device_state to) noexcept {
+  const device_state from = state();
+  if (from == to) return status::ok;
+  if (!can_transition(from, to, host_.generation())) return status::invalid;
+  assign_state(to);
+  // [offline.forget] relaxed: as [offline.once].
+  offline_reported_.store(false, std::memory_order_relaxed);
+  return status::ok;
+}
+
+template <platform Platform>
+status basic_device<Platform>::set_state(device_state to) noexcept {
+  const scoped_lock guard(state_lock_);
+  return change_state(to);
+}
+
+/// The state comes last: what is inside legitimately must not meet it. The grace
+/// period is for a queue that somebody else keeps frozen.
+template <platform Platform>
+status basic_device<Platform>::quiesce() noexcept {
+  {
+    const scoped_lock guard(state_lock_);
+    if (quiesced_by_ == Platform::this_thread()) return status::ok;
+    if (!(quiesced_by_ == typename Platform::thread_id{})) {
+      Platform::misuse("quiesce() of a device that another thread has quiesced");
+    }
+  }
+  queue_.set_pm_only();
+  status result = queue_.freeze_start();
+  if (result == status::ok) {
+    result = queue_.freeze_wait();
+    if (result == status::ok && !Platform::synchronize()) result = status::not_permitted;
+    queue_.unfreeze();
+  }
+  const scoped_lock guard(state_lock_);
+  if (result == status::ok) result = change_state(device_state::quiesce);
+  if (result == status::ok) {
+    quiesced_by_ = Platform::this_thread();
+  } else {
+    queue_.clear_pm_only();
+  }
+  return result;
+}
+
+template <platform Platform>
+void basic_device<Platform>::resume() noexcept {
+  const scoped_lock guard(state_lock_);
+  if (state() == device_state::quiesce) (void)change_state(device_state::running);
+  if (quiesced_by_ == typename Platform::thread_id{}) return;
+  quiesced_by_ = typename Platform::thread_id{};
+  queue_.clear_pm_only();
+}
+
+/// Stopping is part of the step: else an unblock might start the queue before it is
+/// stopped, and leave the device RUNNING with a stopped queue.
+template <platform Platform>
+status basic_device<Platform>::block_nowait() noexcept {
+  const scoped_lock guard(state_lock_);
+  status result = change_state(device_state::block);
+  if (result != status::ok) result = change_state(device_state::created_block);
+  if (result == status::ok && !stopped_) {
+    stopped_ = true;
+    queue_.quiesce_nowait();
+  }
+  return result;
+}
+
+template <platform Platform>
+status basic_device<Platform>::unblock(device_state new_state) noexcept {
+  using enum device_state;
+  if (new_state != running && new_state != transport_offline) return status::invalid;
+  const scoped_lock guard(state_lock_);
+  switch (state()) {
+    case block:
+    case transport_offline: assign_state(new_state); break;
+    case created_block: assign_state(new_state == running ? created : new_state); break;
+    case cancel:
+    case offline: break;
+    case created:
+    case running:
+    case quiesce:
+    case del: return status::invalid;
+  }
+  start_queue();
+  return status::ok;
+}
+
+template <platform Platform>
+void basic_device<Platform>::start_queue() noexcept {
+  if (!stopped_) return;
+  stopped_ = false;
+  queue_.unquiesce();
+}
+
+template <platform Platform>
+void basic_device<Platform>::remove() noexcept {
+  {
+    const scoped_lock guard(state_lock_);
+    if (state() == device_state::del) return;
+    const bool was_blocked = change_state(device_state::cancel) != status::ok;
+    assign_state(device_state::del);
+    if (was_blocked) start_queue();
+  }
+  queue_.gate().mark_dying();
+  if (queue_.start_drain() == status::ok) (void)queue_.freeze_wait();
+}
+
+// -- queries
+
+template <platform Platform>
+bool basic_device<Platform>::is_stopped() noexcept {
+  const scoped_lock guard(state_lock_);
+  return stopped_;
+}
+
+template <platform Platform>
+typename Platform::thread_id basic_device<Platform>::quiesced_by() noexcept {
+  const scoped_lock guard(state_lock_);
+  return quiesced_by_;
+}
+
+template <platform Platform>
+bool basic_device<Platform>::offline_reported() const noexcept {
+  // [offline.read] relaxed: as [offline.once].
+  return offline_reported_.load(std::memory_order_relaxed);
+}
+
+}  // namespace pmgate::scsi
+
+#endif  // PMGATE_SCSI_DEVICE_HPP

@@ -1,0 +1,409 @@
+// SPDX-License-Identifier: MIT
+//
+// pmgate/scsi/host.hpp - a SCSI host: the driver, and every device behind it.
+//
+// block() holds all commands of all devices before the driver. The one rule to know:
+// it stops at the first device that cannot be blocked, waits for nothing then and rolls
+// nothing back; and it never waits for commands that the driver has taken.
+//
+// Counterpart: struct Scsi_Host, scsi_host_block(), scsi_block_requests(),
+// scsi_target_block() and their like in Linux (semantics only).
+#ifndef PMGATE_SCSI_HOST_HPP
+#define PMGATE_SCSI_HOST_HPP
+
+#include <atomic>
+#include <cstdint>
+
+#include <pmgate/detail/scsi/busy_countdown.hpp>
+#include <pmgate/platform.hpp>
+#include <pmgate/scsi/device.hpp>
+#include <pmgate/scsi/state.hpp>
+#include <pmgate/status.hpp>
+
+namespace pmgate::scsi {
+
+/// The driver of a host.
+template <platform Platform>
+struct basic_host_template {
+  /// Offers a command. 0: taken; the driver completes it once, here or later, from any
+  /// thread. host_busy, device_busy, target_busy: refused and forgotten, to be offered
+  /// again; any other value means host_busy.
+  ///
+  /// Runs in a dispatch section of the device, outside every lock, also on several
+  /// threads at once. Must not block the host or quiesce a device.
+  int (*queuecommand)(basic_host<Platform>& host, basic_command<Platform>& item) noexcept;
+  void* context = nullptr;  ///< for queuecommand: host.context()
+  /// Whose rules hold: which commands are privileged, which changes of state legal.
+  scsi_generation generation = scsi_generation::v6_12;
+};
+
+/// SCSI host: its devices in order of their creation, its states, its own gates.
+///
+/// Lifetime: neither copyable nor movable; outlives its devices.
+/// Threads:  every member from any thread. Walks over devices hold no lock while they
+///           deal with one; a device that is being destroyed waits for them.
+/// Blocking: as each member says.
+/// Misuse:   goes to Platform::misuse() and has no effect.
+template <platform Platform>
+class basic_host {
+ public:
+  using device_type = basic_device<Platform>;
+  using target_type = basic_target<Platform>;
+  using command_type = basic_command<Platform>;
+  using template_type = basic_host_template<Platform>;
+
+  /// Starts in state running, without devices.
+  explicit basic_host(const template_type& driver) noexcept : driver_(driver) {}
+  ~basic_host();
+  basic_host(const basic_host&) = delete;
+  basic_host& operator=(const basic_host&) = delete;
+
+  // -- holding everything
+
+  /// Blocks every device that is not in CANCEL or DEL, and then waits for the driver's
+  /// calls under way.
+  ///
+  /// On ok no call of queuecommand for a device that was visited runs, and none starts
+  /// until unblock(). Not counted: one unblock() undoes it.
+  /// Returns: ok; invalid at the first device that cannot be blocked: earlier ones stay
+  /// blocked, later ones untouched, nothing was waited for; not_permitted or again as
+  /// wait_blocked() of a device, with everything blocked.
+  /// Blocks: for calls of queuecommand.  Kernel: scsi_host_block().
+  status block() noexcept;
+
+  /// Unblocks every device that is not in CANCEL or DEL; see unblock() there.
+  ///
+  /// Returns: ok, also without devices; invalid at the first device that is not
+  /// blocked: later ones stay blocked. So a second call fails.
+  /// Blocks: no.  Kernel: scsi_host_unblock().
+  status unblock(device_state new_state) noexcept;
+
+  /// Holds every command before the driver from now on, of every class.
+  ///
+  /// Not counted, waits for nothing, and whoever submits does enter.
+  /// Blocks: no.  Kernel: scsi_block_requests().
+  void block_requests() noexcept;
+  /// Undoes block_requests() and runs the queues of all devices that are not in DEL.
+  ///
+  /// Blocks: if the driver does.  Kernel: scsi_unblock_requests().
+  void unblock_requests() noexcept;
+
+  // -- the devices of a target, those in CANCEL and DEL passed over
+
+  /// Blocks the devices of all targets, and waits; one that cannot be blocked is passed
+  /// over and makes the result invalid.  Kernel: scsi_block_targets().
+  status block_targets() noexcept { return block_all_of(nullptr); }
+  /// The same for one target.  Kernel: scsi_target_block().
+  status target_block(target_type& which) noexcept { return block_all_of(&which); }
+  /// Unblocks the devices of the target, all of them, whatever each says.
+  ///
+  /// Blocks: no.  Kernel: scsi_target_unblock().
+  void target_unblock(target_type& which, device_state new_state) noexcept;
+  /// Quiesces the devices of the target, one after another, whatever each says.
+  ///
+  /// Blocks: as basic_device::quiesce().  Kernel: scsi_target_quiesce().
+  void target_quiesce(target_type& which) noexcept;
+  /// Kernel: scsi_target_resume().
+  void target_resume(target_type& which) noexcept;
+
+  // -- state
+
+  /// Sets the state if the table allows it; runs nothing.
+  ///
+  /// Returns: ok; invalid, and nothing changed.  Blocks: no.
+  /// Kernel: scsi_host_set_state().
+  status set_state(host_state to) noexcept;
+
+  /// Holds every command until end_recovery(): RECOVERY, else CANCEL_RECOVERY.
+  ///
+  /// Returns: ok; invalid in CREATED and DEL.  Kernel: scsi_eh_scmd_add(), the state part.
+  status begin_recovery() noexcept;
+  /// RUNNING, else CANCEL, else DEL; then runs the queues of all devices not in DEL.
+  ///
+  /// Returns: ok; invalid if none is legal.  Blocks: if the driver does.
+  /// Kernel: scsi_restart_operations().
+  status end_recovery() noexcept;
+  /// While set the host counts as recovering: a reset is under way.
+  ///
+  /// Runs nothing; what is held goes out within 3 ms.  Kernel: tmf_in_progress.
+  void set_resetting(bool resetting) noexcept;
+
+  // -- the driver's side
+
+  /// basic_device::complete() of the command's device.
+  void complete(command_type& item, int result_word = 0) noexcept {
+    item.device().complete(item, result_word);
+  }
+
+  // -- queries
+
+  [[nodiscard]] host_state state() const noexcept {
+    // [host.state] acquire: pairs with [host.set].
+    return state_.load(std::memory_order_acquire);
+  }
+  [[nodiscard]] bool is_in_recovery() const noexcept;
+  [[nodiscard]] bool is_self_blocked() const noexcept;
+  /// Commands the driver has.  Kernel: scsi_host_busy().
+  [[nodiscard]] int busy() const noexcept { return count_.busy(); }
+  /// The countdown after "host busy".  Kernel: host_blocked.
+  [[nodiscard]] int blocked() const noexcept { return count_.blocked(); }
+  [[nodiscard]] scsi_generation generation() const noexcept { return driver_.generation; }
+  [[nodiscard]] void* context() const noexcept { return driver_.context; }
+
+ private:
+  friend class basic_device<Platform>;
+  using countdown = detail::busy_countdown<Platform>;
+  using filter_fn = bool (*)(device_state state) noexcept;
+
+  /// Every device: a walk that looks at the state by itself.
+  static bool is_any(device_state) noexcept { return true; }
+  static bool is_not_deleted(device_state state) noexcept { return state != device_state::del; }
+
+  void attach(device_type& entry) noexcept;
+  void detach(device_type& entry) noexcept;
+  device_type* next_device(device_type* previous, filter_fn wanted) noexcept;
+  void leave(device_type& entry) noexcept;
+  template <class Visit>
+  status for_each(filter_fn wanted, Visit visit) noexcept;
+
+  status block_all_of(target_type* which) noexcept;
+  status wait_blocked() noexcept;
+  void run_queues() noexcept;
+  bool take() noexcept;
+  int queuecommand(command_type& item) noexcept { return driver_.queuecommand(*this, item); }
+  status change_state(host_state to) noexcept;
+
+  const template_type driver_;
+  typename Platform::template atomic<host_state> state_{host_state::running};
+  typename Platform::template atomic<bool> resetting_{false};
+  typename Platform::template atomic<bool> self_blocked_{false};
+  countdown count_{0, 7};
+  typename Platform::mutex state_lock_;  // state_'s writers
+  typename Platform::mutex list_lock_;   // the devices' list, and their walkers
+  device_type* first_ = nullptr;
+  typename Platform::wait_word departures_{0};  // counts walkers that left a dying device
+};
+
+using host = basic_host<default_platform>;
+using host_template = basic_host_template<default_platform>;
+
+template <platform Platform>
+basic_host<Platform>::~basic_host() {
+  if (first_ != nullptr) Platform::misuse("scsi host destroyed while it has devices");
+}
+
+// -- the list of devices
+
+template <platform Platform>
+void basic_host<Platform>::attach(device_type& entry) noexcept {
+  const scoped_lock guard(list_lock_);
+  device_type** link = &first_;
+  while (*link != nullptr) link = &(*link)->next_;
+  *link = &entry;
+}
+
+/// A walker goes on from the device it stands on, so that stays in the list till then.
+template <platform Platform>
+void basic_host<Platform>::detach(device_type& entry) noexcept {
+  for (;;) {
+    // [detach.seen] acquire: pairs with [leave.count]; read before looking, slept on after.
+    const std::uint32_t seen = departures_.load(std::memory_order_acquire);
+    {
+      const scoped_lock guard(list_lock_);
+      entry.leaving_ = true;
+      if (entry.walkers_ == 0) {
+        device_type** link = &first_;
+        while (*link != &entry) link = &(*link)->next_;
+        *link = entry.next_;
+        return;
+      }
+    }
+    departures_.wait(seen);
+  }
+}
+
+template <platform Platform>
+typename basic_host<Platform>::device_type* basic_host<Platform>::next_device(
+    device_type* previous, filter_fn wanted) noexcept {
+  device_type* next = nullptr;
+  {
+    const scoped_lock guard(list_lock_);
+    next = previous != nullptr ? previous->next_ : first_;
+    while (next != nullptr && (next->leaving_ || !wanted(next->state()))) next = next->next_;
+    if (next != nullptr) ++next->walkers_;
+  }
+  if (previous != nullptr) leave(*previous);
+  return next;
+}
+
+template <platform Platform>
+void basic_host<Platform>::leave(device_type& entry) noexcept {
+  const scoped_lock guard(list_lock_);
+  if (--entry.walkers_ != 0 || !entry.leaving_) return;
+  // [leave.count] release: pairs with [detach.seen].
+  (void)departures_.fetch_add(1, std::memory_order_release);
+  departures_.wake_all();
+}
+
+/// Visits devices in order, up to the first that does not answer ok.
+template <platform Platform>
+template <class Visit>
+status basic_host<Platform>::for_each(filter_fn wanted, Visit visit) noexcept {
+  device_type* entry = next_device(nullptr, wanted);
+  while (entry != nullptr) {
+    const status answer = visit(*entry);
+    if (answer != status::ok) {
+      leave(*entry);
+      return answer;
+    }
+    entry = next_device(entry, wanted);
+  }
+  return status::ok;
+}
+
+// -- holding everything
+
+template <platform Platform>
+status basic_host<Platform>::block() noexcept {
+  const status blocked =
+      for_each(&is_gettable, [](device_type& entry) { return entry.block_nowait(); });
+  return blocked == status::ok ? wait_blocked() : blocked;
+}
+
+template <platform Platform>
+status basic_host<Platform>::wait_blocked() noexcept {
+  return for_each(&is_any, [](device_type& entry) {
+    return entry.is_stopped() ? entry.wait_blocked() : status::ok;
+  });
+}
+
+template <platform Platform>
+status basic_host<Platform>::unblock(device_state new_state) noexcept {
+  return for_each(&is_gettable,
+                  [new_state](device_type& entry) { return entry.unblock(new_state); });
+}
+
+template <platform Platform>
+status basic_host<Platform>::block_all_of(target_type* which) noexcept {
+  status result = status::ok;
+  (void)for_each(&is_gettable, [which, &result](device_type& entry) {
+    if (which != nullptr && &entry.target() != which) return status::ok;
+    const status blocked = entry.block_nowait();
+    if (blocked != status::ok) result = blocked;
+    return status::ok;
+  });
+  const status waited = wait_blocked();
+  return waited == status::ok ? result : waited;
+}
+
+template <platform Platform>
+void basic_host<Platform>::target_unblock(target_type& which, device_state new_state) noexcept {
+  (void)for_each(&is_gettable, [&which, new_state](device_type& entry) {
+    if (&entry.target() == &which) (void)entry.unblock(new_state);
+    return status::ok;
+  });
+}
+
+template <platform Platform>
+void basic_host<Platform>::target_quiesce(target_type& which) noexcept {
+  (void)for_each(&is_gettable, [&which](device_type& entry) {
+    if (&entry.target() == &which) (void)entry.quiesce();
+    return status::ok;
+  });
+}
+
+template <platform Platform>
+void basic_host<Platform>::target_resume(target_type& which) noexcept {
+  (void)for_each(&is_gettable, [&which](device_type& entry) {
+    if (&entry.target() == &which) entry.resume();
+    return status::ok;
+  });
+}
+
+template <platform Platform>
+void basic_host<Platform>::block_requests() noexcept {
+  // [self.block] release: pairs with [self.read].
+  self_blocked_.store(true, std::memory_order_release);
+}
+
+template <platform Platform>
+void basic_host<Platform>::unblock_requests() noexcept {
+  // [self.unblock] release: pairs with [self.read].
+  self_blocked_.store(false, std::memory_order_release);
+  run_queues();
+}
+
+template <platform Platform>
+void basic_host<Platform>::run_queues() noexcept {
+  (void)for_each(&is_not_deleted, [](device_type& entry) {
+    entry.queue().run();
+    return status::ok;
+  });
+}
+
+/// Busy first, then whether the driver asked for rest.
+template <platform Platform>
+bool basic_host<Platform>::take() noexcept {
+  if (count_.try_take() != countdown::answer::taken) return false;
+  if (!is_self_blocked()) return true;
+  count_.give();
+  return false;
+}
+
+// -- state
+
+template <platform Platform>
+status basic_host<Platform>::change_state(host_state to) noexcept {
+  if (!can_transition(state(), to)) return status::invalid;
+  // [host.set] release: pairs with [host.state].
+  state_.store(to, std::memory_order_release);
+  return status::ok;
+}
+
+template <platform Platform>
+status basic_host<Platform>::set_state(host_state to) noexcept {
+  const scoped_lock guard(state_lock_);
+  return change_state(to);
+}
+
+template <platform Platform>
+status basic_host<Platform>::begin_recovery() noexcept {
+  const scoped_lock guard(state_lock_);
+  if (change_state(host_state::recovery) == status::ok) return status::ok;
+  return change_state(host_state::cancel_recovery);
+}
+
+template <platform Platform>
+status basic_host<Platform>::end_recovery() noexcept {
+  status left = status::ok;
+  {
+    const scoped_lock guard(state_lock_);
+    left = change_state(host_state::running);
+    if (left != status::ok) left = change_state(host_state::cancel);
+    if (left != status::ok) left = change_state(host_state::del);
+  }
+  if (left == status::ok) run_queues();
+  return left;
+}
+
+template <platform Platform>
+void basic_host<Platform>::set_resetting(bool resetting) noexcept {
+  // [reset.set] release: pairs with [reset.read].
+  resetting_.store(resetting, std::memory_order_release);
+}
+
+template <platform Platform>
+bool basic_host<Platform>::is_in_recovery() const noexcept {
+  // [reset.read] acquire: pairs with [reset.set].
+  return scsi::is_in_recovery(state()) || resetting_.load(std::memory_order_acquire);
+}
+
+template <platform Platform>
+bool basic_host<Platform>::is_self_blocked() const noexcept {
+  // [self.read] acquire: pairs with [self.block] and [self.unblock].
+  return self_blocked_.load(std::memory_order_acquire);
+}
+
+}  // namespace pmgate::scsi
+
+#endif  // PMGATE_SCSI_HOST_HPP

@@ -1,0 +1,480 @@
+// SPDX-License-Identifier: MIT
+//
+// freezer_test.cpp - tasks and work queues that are stopped; the numbers are those of
+// the scenarios in the specification of system sleep.
+#include <atomic>
+#include <chrono>
+#include <memory>
+#include <optional>
+#include <string>
+#include <thread>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include <doctest/doctest.h>
+
+#include <pmgate/platform/single.hpp>
+#include <pmgate/pm/freezer.hpp>
+
+#include "support/deferred_platform.hpp"
+#include "support/virtual_platform.hpp"
+
+using pmgate::single_platform;
+using pmgate::status;
+using pmgate::pm::basic_freezable_task;
+using pmgate::pm::basic_freezer;
+using pmgate::pm::basic_work;
+using pmgate::pm::basic_work_queue;
+using pmgate::pm::task_kind;
+using pmgate::pm::work_queue_flags;
+using testing::misuse_log;
+using testing::time_limit;
+using testing::virtual_clock;
+using testing::virtual_platform;
+using testing::worker;
+using default_freezer = pmgate::pm::freezer;
+using default_task = pmgate::pm::freezable_task;
+using default_queue = pmgate::pm::work_queue;
+
+static_assert(!std::is_copy_constructible_v<default_freezer>);
+static_assert(!std::is_move_constructible_v<default_freezer>);
+static_assert(!std::is_copy_constructible_v<default_task>);
+static_assert(!std::is_move_constructible_v<default_task>);
+static_assert(std::is_nothrow_default_constructible_v<default_freezer>);
+static_assert(noexcept(std::declval<default_task&>().try_to_freeze()));
+
+namespace {
+
+auto ms(int n) { return std::chrono::milliseconds(n); }
+
+/// Counts its runs.
+template <class P>
+struct counted_item {
+  static void run(basic_work<P>& item) noexcept {
+    ++static_cast<counted_item*>(item.context())->runs;
+  }
+  std::atomic<int> runs{0};
+  basic_work<P> work{&run, this};
+};
+
+/// A freezer with a queue, on the test's clock; tasks that are asleep or awake.
+struct sequential {
+  using freezer_type = basic_freezer<virtual_platform>;
+  using task = basic_freezable_task<virtual_platform>;
+  using item = counted_item<virtual_platform>;
+
+  sequential() {
+    virtual_clock::reset();
+    freezer.add(queue);
+  }
+  ~sequential() {
+    virtual_clock::reset();
+    freezer.remove(queue);
+  }
+  misuse_log misuse;
+  freezer_type freezer;
+  freezer_type::report report;
+  basic_work_queue<virtual_platform> queue{"poll", work_queue_flags::freezable};
+};
+
+/// A thread of the real platform that passes freeze points until told to end.
+struct looping_thread {
+  looping_thread(default_freezer& owner, task_kind kind) : task(owner, "looping", kind) {
+    thread = std::thread([this, kind] {
+      if (kind == task_kind::kernel) task.set_freezable();
+      while (!stop) {
+        ++rounds;
+        if (task.try_to_freeze()) ++freezes;
+        std::this_thread::yield();
+      }
+    });
+    while (rounds == 0) std::this_thread::yield();
+  }
+  ~looping_thread() {
+    stop = true;
+    thread.join();
+  }
+  /// True if it does not get on.
+  bool stands_still() const {
+    const long before = rounds;
+    std::this_thread::sleep_for(ms(5));
+    return rounds == before;
+  }
+  default_task task;
+  std::atomic<long> rounds{0};
+  std::atomic<int> freezes{0};
+  std::atomic<bool> stop{false};
+  std::thread thread;
+};
+
+}  // namespace
+
+TEST_SUITE("freezer") {
+
+// -- who is stopped
+
+TEST_CASE(
+    "the first pass stops user tasks, the second kernel tasks that are freezable and queues") {
+  sequential s;
+  sequential::task user(s.freezer, "user", task_kind::user);
+  sequential::task kernel(s.freezer, "kernel", task_kind::kernel);
+  sequential::task plain(s.freezer, "plain kernel", task_kind::kernel);
+  kernel.set_freezable();
+  auto user_sleep = std::make_optional<sequential::task::freezable_sleep>(user);
+  auto kernel_sleep = std::make_optional<sequential::task::freezable_sleep>(kernel);
+
+  CHECK(s.freezer.freeze_processes() == status::ok);
+  CHECK(user.is_freezing());
+  CHECK(user.is_frozen());
+  CHECK_FALSE(kernel.is_freezing());
+  CHECK_FALSE(s.queue.is_frozen());
+
+  CHECK(s.freezer.freeze_kernel_threads() == status::ok);
+  CHECK(kernel.is_frozen());
+  CHECK_FALSE(plain.is_freezing());
+  CHECK(s.queue.is_frozen());
+
+  s.freezer.thaw_kernel_threads();
+  CHECK_FALSE(kernel.is_freezing());
+  CHECK_FALSE(s.queue.is_frozen());
+  CHECK(user.is_freezing());
+
+  s.freezer.thaw_processes();
+  CHECK_FALSE(user.is_freezing());
+}
+
+TEST_CASE("the thread that freezes passes its own freeze points") {
+  sequential s;
+  sequential::task self(s.freezer, "suspend", task_kind::user);
+  self.bind_to_this_thread();
+
+  CHECK(s.freezer.freeze_processes() == status::ok);
+
+  CHECK_FALSE(self.is_freezing());
+  CHECK_FALSE(self.try_to_freeze());
+  s.freezer.thaw_processes();
+}
+
+TEST_CASE("a queue that is made known while everything is frozen starts frozen") {
+  sequential s;
+  basic_work_queue<virtual_platform> late("late", work_queue_flags::freezable);
+  CHECK(s.freezer.freeze_kernel_threads() == status::ok);
+
+  s.freezer.add(late);
+  CHECK(late.is_frozen());
+
+  s.freezer.thaw_processes();
+  CHECK_FALSE(late.is_frozen());
+  s.freezer.remove(late);
+}
+
+TEST_CASE("running tasks stop at their next freeze point and go on after the thaw") {
+  default_freezer freezer;
+  looping_thread user(freezer, task_kind::user);
+  looping_thread kernel(freezer, task_kind::kernel);
+
+  REQUIRE(freezer.freeze_processes() == status::ok);
+  CHECK(user.stands_still());
+  CHECK_FALSE(kernel.stands_still());
+  REQUIRE(freezer.freeze_kernel_threads() == status::ok);
+  CHECK(kernel.stands_still());
+
+  freezer.thaw_kernel_threads();
+  CHECK_FALSE(kernel.stands_still());
+  CHECK(user.stands_still());
+  freezer.thaw_processes();
+  CHECK_FALSE(user.stands_still());
+  CHECK(user.freezes == 1);
+  CHECK(kernel.freezes == 1);
+}
+
+TEST_CASE("a task that ends its freezable sleep while frozen stays there until the thaw") {
+  default_freezer freezer;
+  std::atomic<bool> asleep{false};
+  std::atomic<bool> wake{false};
+  worker sleeper([&] {
+    default_task task(freezer, "sleeper", task_kind::user);
+    const default_task::freezable_sleep sleep(task);
+    asleep = true;
+    while (!wake) std::this_thread::yield();
+  });
+  while (!asleep) std::this_thread::yield();
+
+  REQUIRE(freezer.freeze_processes() == status::ok);
+  wake = true;
+  CHECK(sleeper.is_blocked());
+
+  freezer.thaw_processes();
+  sleeper.join();
+}
+
+TEST_CASE("a frozen task that is asked to stop may end while the rest stays frozen") {
+  default_freezer freezer;
+  default_task task(freezer, "stoppable", task_kind::kernel);
+  task.set_freezable();
+  worker thread([&] {
+    while (!task.freezable_should_stop()) std::this_thread::yield();
+  });
+  REQUIRE(freezer.freeze_processes() == status::ok);
+  REQUIRE(freezer.freeze_kernel_threads() == status::ok);
+
+  task.request_stop();
+
+  thread.join();
+  CHECK(freezer.freezes_everything());
+  freezer.thaw_processes();
+}
+
+// -- order of success, deadline and wakeup
+
+TEST_CASE("11: an abort from before a freeze is forgotten") {
+  sequential s;
+  s.freezer.abort();
+
+  CHECK(s.freezer.freeze_processes(s.report) == status::ok);
+
+  CHECK_FALSE(s.report.aborted);
+  CHECK(virtual_clock::now() == 0);
+  s.freezer.thaw_processes();
+}
+
+TEST_CASE(
+    "25: a task that reaches no freeze point fails the kernel pass, and user tasks stay frozen") {
+  sequential s;
+  sequential::task user(s.freezer, "user", task_kind::user);
+  sequential::task stubborn(s.freezer, "stubborn", task_kind::kernel);
+  stubborn.set_freezable();
+  const sequential::task::freezable_sleep sleep(user);
+  sequential::item parked;
+  s.freezer.set_timeout(ms(200));
+  virtual_clock::on_sleep() = [&] { s.queue.queue(parked.work); };
+  REQUIRE(s.freezer.freeze_processes() == status::ok);
+
+  CHECK(s.freezer.freeze_kernel_threads(s.report) == status::busy);
+
+  CHECK(s.report.elapsed >= ms(200));
+  CHECK(s.report.elapsed <= ms(220));
+  CHECK(s.report.tasks_refusing == 1);
+  CHECK(s.report.first_task == std::string("stubborn"));
+  CHECK_FALSE(s.report.wq_busy);
+  CHECK_FALSE(s.report.aborted);
+  CHECK(s.queue.run_pending());
+  CHECK(parked.runs == 1);
+  CHECK(user.is_freezing());
+  s.freezer.thaw_processes();
+  CHECK_FALSE(user.is_freezing());
+}
+
+TEST_CASE("26: an item that does not end fails the kernel pass, and the report names its queue") {
+  sequential s;
+  sequential::item started;
+  s.queue.queue(started.work);
+  s.freezer.set_timeout(ms(200));
+  REQUIRE(s.freezer.freeze_processes() == status::ok);
+
+  CHECK(s.freezer.freeze_kernel_threads(s.report) == status::busy);
+
+  CHECK(s.report.tasks_refusing == 0);
+  CHECK(s.report.first_task == nullptr);
+  CHECK(s.report.wq_busy);
+  CHECK(s.report.first_queue == std::string("poll"));
+  CHECK_FALSE(s.queue.is_frozen());
+  s.freezer.thaw_processes();
+  CHECK(s.queue.run_pending());
+}
+
+TEST_CASE("27: a wakeup ends the user pass long before the deadline, and everything is thawed") {
+  sequential s;
+  sequential::task stubborn(s.freezer, "stubborn", task_kind::user);
+  virtual_clock::on_sleep() = [&] { s.freezer.abort(); };
+
+  CHECK(s.freezer.freeze_processes(s.report) == status::busy);
+
+  CHECK(s.report.aborted);
+  CHECK(s.report.elapsed < ms(10));
+  CHECK(s.report.tasks_refusing == 1);
+  CHECK_FALSE(stubborn.is_freezing());
+  CHECK_FALSE(s.freezer.freezes_user_tasks());
+}
+
+TEST_CASE("a wakeup during the kernel pass leaves the user tasks frozen") {
+  sequential s;
+  sequential::task stubborn(s.freezer, "stubborn", task_kind::kernel);
+  stubborn.set_freezable();
+  bool pending = false;
+  s.freezer.set_wakeup([](void* context) noexcept { return *static_cast<bool*>(context); },
+                       &pending);
+  REQUIRE(s.freezer.freeze_processes() == status::ok);
+
+  pending = true;
+  CHECK(s.freezer.freeze_kernel_threads(s.report) == status::busy);
+
+  CHECK(s.report.aborted);
+  CHECK(s.freezer.freezes_user_tasks());
+  CHECK_FALSE(s.freezer.freezes_everything());
+  CHECK_FALSE(s.queue.is_frozen());
+  s.freezer.thaw_processes();
+}
+
+TEST_CASE("that nothing is left wins over a pending wakeup") {
+  sequential s;
+  bool pending = true;
+  s.freezer.set_wakeup([](void* context) noexcept { return *static_cast<bool*>(context); },
+                       &pending);
+
+  CHECK(s.freezer.freeze_processes(s.report) == status::ok);
+
+  CHECK_FALSE(s.report.aborted);
+  s.freezer.thaw_processes();
+}
+
+TEST_CASE("success in the last round wins over the deadline") {
+  sequential s;
+  sequential::item started;
+  s.queue.queue(started.work);
+  s.freezer.set_timeout(ms(100));
+  virtual_clock::on_sleep() = [&] {
+    if (virtual_clock::now() < 100) return;
+    virtual_clock::advance(500);
+    s.queue.run_pending();
+  };
+
+  CHECK(s.freezer.freeze_kernel_threads(s.report) == status::ok);
+
+  CHECK(s.report.elapsed > ms(100));
+  s.freezer.thaw_processes();
+}
+
+TEST_CASE("rounds come after 1, 2, 4, 8 and then every 8 milliseconds, for 20 seconds") {
+  sequential s;
+  sequential::task stubborn(s.freezer, "stubborn", task_kind::user);
+  std::vector<long> rounds;
+  virtual_clock::on_sleep() = [&] { rounds.push_back(static_cast<long>(virtual_clock::now())); };
+
+  CHECK(s.freezer.freeze_processes(s.report) == status::busy);
+
+  REQUIRE(rounds.size() > 6);
+  rounds.resize(6);
+  CHECK(rounds == std::vector<long>{1, 3, 7, 15, 23, 31});
+  CHECK(s.report.elapsed > ms(20000));
+  CHECK(s.report.elapsed <= ms(20008));
+}
+
+TEST_CASE("each pass has a budget of its own") {
+  sequential s;
+  sequential::task slow(s.freezer, "slow", task_kind::user);
+  sequential::task stubborn(s.freezer, "stubborn", task_kind::kernel);
+  stubborn.set_freezable();
+  std::optional<sequential::task::freezable_sleep> sleep;
+  s.freezer.set_timeout(ms(100));
+  virtual_clock::on_sleep() = [&] {
+    if (virtual_clock::now() > 90 && !sleep) sleep.emplace(slow);
+  };
+  REQUIRE(s.freezer.freeze_processes(s.report) == status::ok);
+  CHECK(s.report.elapsed > ms(80));
+
+  CHECK(s.freezer.freeze_kernel_threads(s.report) == status::busy);
+
+  CHECK(s.report.elapsed >= ms(100));
+  s.freezer.thaw_processes();
+}
+
+// -- misuse, and one thread of execution
+
+TEST_CASE("thawing by a thread that did not freeze is reported and thaws nothing") {
+  misuse_log misuse;
+  default_freezer freezer;
+  REQUIRE(freezer.freeze_processes() == status::ok);
+
+  std::thread([&] { freezer.thaw_processes(); }).join();
+  CHECK(misuse.take() == 1);
+  CHECK(freezer.freezes_user_tasks());
+
+  freezer.thaw_processes();
+  freezer.thaw_processes();
+  CHECK(misuse.take() == 0);
+  CHECK_FALSE(freezer.freezes_user_tasks());
+}
+
+TEST_CASE("freezing queues twice, adding one twice and removing a stranger are reported") {
+  sequential s;
+  basic_work_queue<virtual_platform> stranger("stranger");
+  REQUIRE(s.freezer.freeze_kernel_threads() == status::ok);
+
+  CHECK(s.freezer.freeze_kernel_threads() == status::ok);
+  s.freezer.add(s.queue);
+  s.freezer.remove(stranger);
+
+  CHECK(s.misuse.take() == 3);
+  s.freezer.thaw_processes();
+}
+
+TEST_CASE("destroying a freezer that knows somebody, or a queue that is known, is reported") {
+  misuse_log misuse;
+  auto freezer = std::make_unique<basic_freezer<virtual_platform>>();
+  auto queue = std::make_unique<basic_work_queue<virtual_platform>>("tested");
+  freezer->add(*queue);
+
+  queue.reset();
+  CHECK(misuse.take() == 1);
+  freezer.reset();
+  CHECK(misuse.take() == 1);
+}
+
+TEST_CASE("with one thread only, a pass looks once and a freeze point does not wait") {
+  misuse_log misuse;
+  basic_freezer<single_platform> freezer;
+  basic_freezer<single_platform>::report report;
+  basic_freezable_task<single_platform> task(freezer, "task", task_kind::user);
+
+  CHECK(freezer.freeze_processes(report) == status::busy);
+  CHECK(report.tasks_refusing == 1);
+
+  {
+    const basic_freezable_task<single_platform>::freezable_sleep sleep(task);
+    CHECK(freezer.freeze_processes() == status::ok);
+    freezer.thaw_processes();
+  }
+  CHECK(misuse.count() == 0);
+}
+
+// -- real threads
+
+TEST_CASE("stress: after both passes no task moves and no item runs, and nothing is lost") {
+  default_freezer freezer;
+  default_queue queue("poll", work_queue_flags::freezable);
+  freezer.add(queue);
+  counted_item<pmgate::default_platform> item;
+  std::atomic<int> accepted{0};
+  std::thread runner([&] { queue.run(); });
+  {
+    looping_thread user(freezer, task_kind::user);
+    looping_thread kernel(freezer, task_kind::kernel);
+    std::atomic<bool> stop{false};
+    worker poller([&] {
+      while (!stop) {
+        if (queue.queue(item.work)) ++accepted;
+        std::this_thread::yield();
+      }
+    });
+    for (time_limit limit(200); limit;) {
+      REQUIRE(freezer.freeze_processes() == status::ok);
+      REQUIRE(freezer.freeze_kernel_threads() == status::ok);
+      const long moves = user.rounds + kernel.rounds;
+      const int runs = item.runs;
+      std::this_thread::yield();
+      CHECK(user.rounds + kernel.rounds == moves);
+      CHECK(item.runs == runs);
+      freezer.thaw_processes();
+    }
+    stop = true;
+  }
+  queue.drain();
+  CHECK(item.runs == accepted);
+  queue.stop();
+  runner.join();
+  freezer.remove(queue);
+}
+
+}  // TEST_SUITE

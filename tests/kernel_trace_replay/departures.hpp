@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: MIT
+//
+// departures.hpp - where the library departs from the kernel on purpose, and how
+// the replayer goes on from there.
+//
+// A departure is never a reason to skip a file: the library does what it says,
+// the replayer checks that it reported, and then does by the public interface
+// what the kernel has done, so that the rest of the trace can be compared.
+#ifndef PMGATE_TESTS_KERNEL_TRACE_REPLAY_DEPARTURES_HPP
+#define PMGATE_TESTS_KERNEL_TRACE_REPLAY_DEPARTURES_HPP
+
+#include <array>
+#include <set>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace replay {
+
+struct departure {
+  std::string_view name;
+  std::string_view reason;
+};
+
+inline constexpr std::array<departure, 7> departures = {{
+    {"warn-once",
+     "The kernel warns once per place, the library reports each time: repeated reports of a "
+     "place are not compared."},
+    {"second-kill",
+     "The kernel warns, confirms and drops a reference that the caller does not own; kill() "
+     "reports and drops nothing. The replayer confirms and puts the reference."},
+    {"resurrect-live",
+     "The kernel warns and leaks a reference into a live ref; resurrect() reports and takes "
+     "none. The replayer takes it."},
+    {"put-nothing",
+     "The kernel releases a released ref again when 0 references are put; put(0) does nothing. "
+     "The replayer notes the release."},
+    {"no-reinit-no-return",
+     "A ref made without allow_reinit is marked dead behind the back of who switches it, or "
+     "comes back half dead; the library reports and refuses. From there to its exit the ref is "
+     "not compared."},
+    {"unfreeze-balanced",
+     "The kernel's freeze depth goes to -1, and the next freeze closes nothing; unfreeze() "
+     "reports and leaves 0. The replayer counts the debt, and lets it eat the next freezes."},
+    {"pm-only-balanced",
+     "The kernel's pm_only goes to -1, which closes the gate; clear_pm_only() reports and leaves "
+     "0. The replayer counts the debt, and raises pm_only while there is any."},
+}};
+
+/// Turns what the library reports into the kernel's warnings.
+class warnings {
+ public:
+  /// Returns: the places where the kernel warns of this, that have not warned yet in
+  /// this trace. `percpu`: of a ref in per-CPU mode.
+  std::vector<std::string> places_of(std::string_view text, bool percpu) {
+    struct entry {
+      std::string_view begins;
+      std::string_view place;
+      bool percpu_only = false;
+    };
+    static constexpr std::array<entry, 8> table = {{
+        {"percpu_ref: more references were put", "lib/percpu-refcount.c:197"},
+        {"kill() of a percpu_ref that is dying", "lib/percpu-refcount.c:390"},
+        {"reinit() of a percpu_ref that is not at zero", "lib/percpu-refcount.c:443"},
+        {"resurrect() of a percpu_ref that is live", "lib/percpu-refcount.c:470"},
+        {"resurrect() of a percpu_ref that is live", "lib/percpu-refcount.c:471", true},
+        {"unfreeze() of a gate that is not frozen", "block/blk-mq.c:247"},
+        {"unquiesce() of a gate that is not quiesced", "block/blk-mq.c:349"},
+        {"clear_pm_only() without set_pm_only()", "block/blk-core.c:242"},
+    }};
+    std::vector<std::string> places;
+    bool known = false;
+    for (const auto& [begins, place, percpu_only] : table) {
+      if (!text.starts_with(begins)) continue;
+      known = true;
+      if (percpu_only && !percpu) continue;
+      if (warned_.insert(std::string(place)).second) places.emplace_back(place);
+    }
+    if (!known) places.push_back("(library) " + std::string(text));
+    return places;
+  }
+
+ private:
+  std::set<std::string> warned_;
+};
+
+}  // namespace replay
+
+#endif  // PMGATE_TESTS_KERNEL_TRACE_REPLAY_DEPARTURES_HPP

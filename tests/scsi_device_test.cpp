@@ -1,0 +1,705 @@
+// SPDX-License-Identifier: MIT
+//
+// scsi_device_test.cpp - one device: quiesce, block, the state check, busy answers; the
+// numbers are those of the scenarios in the specifications of SCSI and system sleep.
+#include <array>
+#include <atomic>
+#include <cstddef>
+#include <memory>
+#include <string>
+#include <thread>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include <doctest/doctest.h>
+
+#include <pmgate/platform/single.hpp>
+#include <pmgate/pm/freezer.hpp>
+#include <pmgate/scsi/host.hpp>
+
+#include "support/scsi_rig.hpp"
+
+using pmgate::single_platform;
+using pmgate::status;
+using pmgate::scsi::can_transition;
+using pmgate::scsi::command_flags;
+using pmgate::scsi::did_error;
+using pmgate::scsi::did_no_connect;
+using testing::bring_to;
+using testing::command;
+using testing::device;
+using testing::device_state;
+using testing::issuer;
+using testing::scsi_generation;
+using testing::scsi_rig;
+using testing::virtual_clock;
+using testing::virtual_platform;
+using testing::worker;
+using nobody = virtual_platform::thread_id;
+
+static_assert(!std::is_copy_constructible_v<device>);
+static_assert(!std::is_move_constructible_v<device>);
+static_assert(!std::is_copy_constructible_v<command>);
+static_assert(noexcept(std::declval<device&>().quiesce()));
+static_assert(noexcept(std::declval<device&>().execute(std::declval<command&>())));
+
+namespace {
+
+constexpr auto pm = command_flags::pm;
+constexpr auto nowait = command_flags::nowait;
+constexpr auto special = command_flags::special;
+
+/// A command whose end is counted.
+struct counted_command {
+  static void on_done(command& item) noexcept {
+    ++static_cast<counted_command*>(item.context())->ends;
+  }
+  int result() const { return item.result_word(); }
+  std::atomic<int> ends{0};
+  command item{&on_done, this};
+};
+
+}  // namespace
+
+TEST_SUITE("scsi_device") {
+
+// -- state
+
+TEST_CASE("1: of 81 pairs exactly the legal ones change the state") {
+  for (unsigned from = 1; from <= 9; ++from) {
+    for (unsigned to = 1; to <= 9; ++to) {
+      const auto start = static_cast<device_state>(from);
+      const auto end = static_cast<device_state>(to);
+      scsi_rig rig({start});
+      const bool legal = can_transition(start, end);
+
+      CHECK(rig.dev().set_state(end) == (legal ? status::ok : status::invalid));
+
+      CHECK(rig.dev().state() == (legal ? end : start));
+    }
+  }
+}
+
+TEST_CASE("1: setting the state a device has keeps the offline report, a change clears it") {
+  scsi_rig rig({device_state::offline});
+  counted_command failing;
+  CHECK(rig.dev().submit(failing.item) == status::ok);
+  REQUIRE(rig.dev().offline_reported());
+
+  CHECK(rig.dev().set_state(device_state::offline) == status::ok);
+  CHECK(rig.dev().offline_reported());
+  CHECK(rig.dev().set_state(device_state::transport_offline) == status::invalid);
+  CHECK(rig.dev().offline_reported());
+
+  CHECK(rig.dev().set_state(device_state::running) == status::ok);
+  CHECK_FALSE(rig.dev().offline_reported());
+  CHECK(failing.ends == 1);
+  CHECK(failing.result() == did_no_connect);
+}
+
+// -- quiesce and resume
+
+TEST_CASE("3: quiesce drains and closes the entry to normal commands, resume opens it") {
+  scsi_rig rig;
+  counted_command first;
+  REQUIRE(rig.dev().submit(first.item) == status::ok);
+  status quiesced = status::again;
+  worker t1([&] { quiesced = rig.dev().quiesce(); });
+  CHECK(t1.is_blocked());
+  issuer t2(rig.dev());
+  CHECK(t2.is_blocked());
+  CHECK(rig.lld.calls() == 1);
+
+  rig.lld.complete_one();
+  t1.join();
+  CHECK(quiesced == status::ok);
+  CHECK(rig.dev().state() == device_state::quiesce);
+  CHECK(rig.dev().queue().gate().pm_only() == 1);
+  CHECK(t2.is_blocked());
+
+  rig.dev().resume();
+  rig.lld.await_taken(1);
+  CHECK(rig.dev().state() == device_state::running);
+  CHECK(rig.dev().queue().gate().pm_only() == 0);
+  CHECK(rig.lld.calls() == 2);
+  rig.lld.complete_one();
+  CHECK(t2.join() == status::ok);
+}
+
+TEST_CASE("4: while quiesce drains PM commands wait as well, afterwards they get through") {
+  scsi_rig rig;
+  counted_command first;
+  REQUIRE(rig.dev().submit(first.item) == status::ok);
+  worker t1([&] { CHECK(rig.dev().quiesce() == status::ok); });
+  CHECK(t1.is_blocked());
+  issuer t3(rig.dev(), pm);
+  CHECK(t3.is_blocked());
+  CHECK(rig.lld.calls() == 1);
+
+  rig.lld.complete_one();
+  t1.join();
+  rig.lld.await_taken(1);
+
+  CHECK(rig.dev().state() == device_state::quiesce);
+  CHECK(rig.lld.has(t3.item));
+  rig.lld.complete_one();
+  CHECK(t3.join() == status::ok);
+  CHECK(t3.item.result_word() == 0);
+  rig.dev().resume();
+}
+
+TEST_CASE("5: a quiesced device refuses a normal NOWAIT command and takes a PM one") {
+  scsi_rig rig;
+  counted_command normal, privileged;
+  REQUIRE(rig.dev().quiesce() == status::ok);
+
+  CHECK(rig.dev().submit(normal.item, nowait) == status::again);
+  CHECK(rig.dev().submit(privileged.item, nowait | pm) == status::ok);
+
+  CHECK(normal.ends == 0);
+  CHECK(rig.lld.has(privileged.item));
+  rig.lld.complete_all();
+  rig.dev().resume();
+}
+
+TEST_CASE("6: one resume undoes two quiesces of one thread, a second does nothing") {
+  scsi_rig rig;
+
+  CHECK(rig.dev().quiesce() == status::ok);
+  CHECK(rig.dev().quiesce() == status::ok);
+  CHECK(rig.dev().queue().gate().pm_only() == 1);
+
+  rig.dev().resume();
+  CHECK(rig.dev().state() == device_state::running);
+  CHECK(rig.dev().queue().gate().pm_only() == 0);
+  rig.dev().resume();
+  CHECK(rig.dev().state() == device_state::running);
+  CHECK(rig.dev().queue().gate().pm_only() == 0);
+  CHECK(rig.misuse.count() == 0);
+}
+
+TEST_CASE("7: another thread may resume, and the first may quiesce again") {
+  scsi_rig rig;
+  REQUIRE(rig.dev().quiesce() == status::ok);
+
+  std::thread([&] { rig.dev().resume(); }).join();
+  CHECK(rig.dev().state() == device_state::running);
+  CHECK(rig.dev().queue().gate().pm_only() == 0);
+  CHECK(rig.dev().quiesced_by() == nobody{});
+
+  CHECK(rig.dev().quiesce() == status::ok);
+  CHECK(rig.dev().queue().gate().pm_only() == 1);
+  rig.dev().resume();
+}
+
+TEST_CASE("8: a second quiesce by another thread is reported and outlasts the resume") {
+  scsi_rig rig;
+  REQUIRE(rig.dev().quiesce() == status::ok);
+  worker t2([&] { CHECK(rig.dev().quiesce() == status::ok); });
+  t2.join();
+  CHECK(rig.misuse.take() == 1);
+  CHECK(rig.dev().queue().gate().pm_only() == 2);
+  CHECK_FALSE(rig.dev().quiesced_by() == virtual_platform::this_thread());
+
+  rig.dev().resume();
+  rig.dev().resume();
+
+  CHECK(rig.dev().state() == device_state::running);
+  CHECK(rig.dev().queue().gate().pm_only() == 1);
+  counted_command normal;
+  CHECK(rig.dev().submit(normal.item, nowait) == status::again);
+  rig.dev().queue().clear_pm_only();
+}
+
+TEST_CASE("9: an illegal quiesce drains first, and lets in who waited meanwhile") {
+  scsi_rig rig({device_state::created});
+  counted_command inside;
+  REQUIRE(rig.dev().submit(inside.item) == status::ok);
+  status quiesced = status::ok;
+  worker t1([&] { quiesced = rig.dev().quiesce(); });
+  CHECK(t1.is_blocked());
+  issuer waiting(rig.dev());
+  CHECK(waiting.is_blocked());
+
+  rig.lld.complete_one();
+  t1.join();
+  rig.lld.await_taken(1);
+
+  CHECK(quiesced == status::invalid);
+  CHECK(rig.dev().queue().gate().pm_only() == 0);
+  CHECK(rig.dev().quiesced_by() == nobody{});
+  CHECK(rig.dev().state() == device_state::created);
+  rig.lld.complete_one();
+  CHECK(waiting.join() == status::ok);
+}
+
+TEST_CASE("10: quiescing a blocked device with a held command waits for the unblock") {
+  scsi_rig rig;
+  REQUIRE(rig.dev().block_nowait() == status::ok);
+  counted_command held;
+  REQUIRE(rig.dev().submit(held.item) == status::ok);
+  status quiesced = status::again;
+  worker t1([&] { quiesced = rig.dev().quiesce(); });
+  CHECK(t1.is_blocked());
+  CHECK(rig.lld.calls() == 0);
+
+  CHECK(rig.dev().unblock(device_state::running) == status::ok);
+  rig.finish_all();
+  t1.join();
+
+  CHECK(held.ends == 1);
+  CHECK(quiesced == status::ok);
+  CHECK(rig.dev().state() == device_state::quiesce);
+  rig.dev().resume();
+}
+
+TEST_CASE("10: quiescing a blocked device without commands fails promptly") {
+  scsi_rig rig;
+  REQUIRE(rig.dev().block_nowait() == status::ok);
+
+  CHECK(rig.dev().quiesce() == status::invalid);
+
+  CHECK(rig.dev().state() == device_state::block);
+  CHECK(rig.dev().queue().gate().pm_only() == 0);
+  CHECK(rig.dev().unblock(device_state::running) == status::ok);
+}
+
+TEST_CASE("11: an offline device comes back running from quiesce and resume") {
+  scsi_rig rig({device_state::offline});
+
+  CHECK(rig.dev().quiesce() == status::ok);
+  CHECK(rig.dev().state() == device_state::quiesce);
+  rig.dev().resume();
+
+  CHECK(rig.dev().state() == device_state::running);
+}
+
+TEST_CASE("12: resume leaves a state somebody else has set, and opens the entry") {
+  scsi_rig rig;
+  counted_command normal, privileged;
+  REQUIRE(rig.dev().quiesce() == status::ok);
+  REQUIRE(rig.dev().set_state(device_state::cancel) == status::ok);
+
+  rig.dev().resume();
+
+  CHECK(rig.dev().state() == device_state::cancel);
+  CHECK(rig.dev().queue().gate().pm_only() == 0);
+  CHECK(rig.dev().quiesced_by() == nobody{});
+  CHECK(rig.dev().submit(normal.item) == status::ok);
+  CHECK(normal.result() == did_error);
+  CHECK(rig.dev().submit(privileged.item, pm) == status::ok);
+  CHECK(rig.lld.has(privileged.item));
+  rig.lld.complete_all();
+}
+
+TEST_CASE("a resume while a quiesce drains changes nothing, and the quiesce succeeds") {
+  scsi_rig rig;
+  counted_command inside;
+  REQUIRE(rig.dev().submit(inside.item) == status::ok);
+  worker t1([&] { CHECK(rig.dev().quiesce() == status::ok); });
+  CHECK(t1.is_blocked());
+
+  rig.dev().resume();
+  rig.lld.complete_one();
+  t1.join();
+
+  CHECK(rig.dev().state() == device_state::quiesce);
+  CHECK(rig.dev().queue().gate().pm_only() == 1);
+  rig.dev().resume();
+}
+
+// -- block and unblock
+
+TEST_CASE("15: a device blocked while quiesced holds commands until it is unblocked") {
+  scsi_rig rig;
+  REQUIRE(rig.dev().quiesce() == status::ok);
+  REQUIRE(rig.adapter.block() == status::ok);
+
+  rig.dev().resume();
+  CHECK(rig.dev().state() == device_state::block);
+  CHECK(rig.dev().queue().gate().pm_only() == 0);
+  counted_command normal;
+  CHECK(rig.dev().submit(normal.item) == status::ok);
+  rig.settle();
+  CHECK(rig.lld.calls() == 0);
+  CHECK(normal.ends == 0);
+
+  CHECK(rig.adapter.unblock(device_state::running) == status::ok);
+  rig.settle();
+  CHECK(rig.lld.has(normal.item));
+  rig.lld.complete_all();
+}
+
+TEST_CASE("20: a device is unblocked to running or transport-offline only") {
+  scsi_rig rig;
+  counted_command held;
+  REQUIRE(rig.dev().block_nowait() == status::ok);
+  REQUIRE(rig.dev().submit(held.item) == status::ok);
+
+  CHECK(rig.dev().unblock(device_state::offline) == status::invalid);
+  CHECK(rig.dev().unblock(device_state::created) == status::invalid);
+  CHECK(rig.dev().unblock(device_state::quiesce) == status::invalid);
+  CHECK(rig.dev().state() == device_state::block);
+  CHECK(rig.dev().is_stopped());
+  rig.settle();
+  CHECK(held.ends == 0);
+
+  CHECK(rig.dev().unblock(device_state::transport_offline) == status::ok);
+  rig.settle();
+  CHECK(rig.dev().state() == device_state::transport_offline);
+  CHECK(held.ends == 1);
+  CHECK(held.result() == did_no_connect);
+  CHECK(rig.lld.calls() == 0);
+}
+
+TEST_CASE("22: a device blocked while being scanned is created again, unless blocked twice") {
+  scsi_rig rig({device_state::created});
+
+  CHECK(rig.dev().block_nowait() == status::ok);
+  CHECK(rig.dev().state() == device_state::created_block);
+  CHECK(rig.dev().unblock(device_state::running) == status::ok);
+  CHECK(rig.dev().state() == device_state::created);
+
+  CHECK(rig.dev().block_nowait() == status::ok);
+  CHECK(rig.dev().block_nowait() == status::ok);
+  CHECK(rig.dev().state() == device_state::block);
+  CHECK(rig.dev().unblock(device_state::running) == status::ok);
+  CHECK(rig.dev().state() == device_state::running);
+  CHECK(rig.dev().queue().quiesce_depth() == 0);
+}
+
+TEST_CASE("24: commands in flight survive a block, a retried one waits for the unblock") {
+  scsi_rig rig;
+  std::array<counted_command, 4> items;
+  for (counted_command& each : items) REQUIRE(rig.dev().submit(each.item) == status::ok);
+  REQUIRE(rig.lld.taken() == 4);
+
+  CHECK(rig.adapter.block() == status::ok);
+  rig.lld.complete_one();
+  rig.lld.complete_one();
+  rig.lld.complete_one();
+  rig.lld.complete_one(pmgate::scsi::status_busy);
+  rig.settle();
+  CHECK(items[0].ends + items[1].ends + items[2].ends == 3);
+  CHECK(items[3].ends == 0);
+  CHECK(rig.lld.calls() == 4);
+
+  CHECK(rig.adapter.unblock(device_state::running) == status::ok);
+  rig.settle();
+  CHECK(rig.lld.has(items[3].item));
+  rig.lld.complete_one();
+  CHECK(items[3].ends == 1);
+  CHECK(items[3].result() == 0);
+}
+
+TEST_CASE("a stopped device that is set running by hand stays stopped until it is blocked again") {
+  scsi_rig rig;
+  counted_command held;
+  REQUIRE(rig.dev().block_nowait() == status::ok);
+  REQUIRE(rig.dev().set_state(device_state::running) == status::ok);
+  REQUIRE(rig.dev().submit(held.item) == status::ok);
+  rig.settle();
+
+  CHECK(rig.dev().unblock(device_state::running) == status::invalid);
+  rig.settle();
+  CHECK(rig.lld.calls() == 0);
+
+  CHECK(rig.dev().block_nowait() == status::ok);
+  CHECK(rig.dev().unblock(device_state::running) == status::ok);
+  rig.settle();
+  CHECK(rig.lld.has(held.item));
+  rig.lld.complete_all();
+}
+
+TEST_CASE("a device blocked by its state only puts commands back until the queue is run") {
+  scsi_rig rig;
+  counted_command held;
+  REQUIRE(rig.dev().set_state(device_state::block) == status::ok);
+  REQUIRE(rig.dev().submit(held.item) == status::ok);
+  CHECK_FALSE(rig.dev().is_stopped());
+  REQUIRE(rig.dev().set_state(device_state::running) == status::ok);
+  rig.settle();
+  CHECK(rig.lld.calls() == 0);
+
+  rig.dev().queue().run();
+
+  CHECK(rig.lld.has(held.item));
+  rig.lld.complete_all();
+}
+
+// -- busy answers
+
+TEST_CASE("a state set while the driver is being called keeps the next command from it") {
+  scsi_rig rig;
+  counted_command first, second;
+  bool blocks = true;
+  rig.lld.on_call = [&](command&) {
+    if (!std::exchange(blocks, false)) return;
+    (void)rig.dev().set_state(device_state::block);
+  };
+  REQUIRE(rig.dev().submit(first.item) == status::ok);
+
+  CHECK(rig.dev().submit(second.item) == status::ok);
+  CHECK(rig.lld.calls() == 1);
+  CHECK(second.ends == 0);
+
+  REQUIRE(rig.dev().set_state(device_state::running) == status::ok);
+  rig.finish_all();
+  CHECK(second.ends == 1);
+}
+
+TEST_CASE("26: after device-busy the third attempt gets through, after host-busy the seventh") {
+  scsi_rig rig;
+  counted_command item;
+  rig.lld.refusals = {pmgate::scsi::device_busy};
+  REQUIRE(rig.dev().submit(item.item) == status::ok);
+  CHECK(rig.dev().blocked() == 3);
+  rig.dev().queue().run();
+  rig.dev().queue().run();
+  CHECK(rig.lld.calls() == 1);
+  rig.dev().queue().run();
+  CHECK(rig.lld.calls() == 2);
+  rig.lld.complete_one();
+
+  counted_command other;
+  rig.lld.refusals = {pmgate::scsi::host_busy};
+  REQUIRE(rig.dev().submit(other.item) == status::ok);
+  CHECK(rig.adapter.blocked() == 7);
+  for (int attempt = 1; attempt <= 6; ++attempt) rig.dev().queue().run();
+  CHECK(rig.lld.calls() == 3);
+  rig.dev().queue().run();
+  CHECK(rig.lld.calls() == 4);
+  rig.finish_all();
+  CHECK(other.ends == 1);
+}
+
+TEST_CASE("26: an outstanding command suspends the countdown, its completion ends it") {
+  scsi_rig rig;
+  counted_command outstanding, refused;
+  REQUIRE(rig.dev().submit(outstanding.item) == status::ok);
+  rig.lld.refusals = {pmgate::scsi::device_busy};
+  REQUIRE(rig.dev().submit(refused.item) == status::ok);
+  for (int attempt = 0; attempt < 5; ++attempt) rig.dev().queue().run();
+  CHECK(rig.dev().blocked() == 3);
+  CHECK(rig.lld.calls() == 2);
+
+  rig.lld.complete_one();
+  CHECK(rig.dev().blocked() == 0);
+  rig.settle();
+
+  CHECK(rig.lld.has(refused.item));
+  rig.lld.complete_all();
+}
+
+TEST_CASE("27: target-busy delays nothing without a limit, and two attempts with one") {
+  scsi_rig unlimited;
+  counted_command first;
+  unlimited.lld.refusals = {pmgate::scsi::target_busy};
+  REQUIRE(unlimited.dev().submit(first.item) == status::ok);
+  CHECK(unlimited.where.blocked() == 3);
+  unlimited.dev().queue().run();
+  CHECK(unlimited.lld.calls() == 2);
+  unlimited.finish_all();
+
+  scsi_rig limited({device_state::running}, scsi_generation::v6_12, 4);
+  counted_command second;
+  limited.lld.refusals = {pmgate::scsi::target_busy};
+  REQUIRE(limited.dev().submit(second.item) == status::ok);
+  limited.dev().queue().run();
+  limited.dev().queue().run();
+  CHECK(limited.lld.calls() == 1);
+  limited.dev().queue().run();
+  CHECK(limited.lld.calls() == 2);
+  limited.finish_all();
+}
+
+TEST_CASE("28: an unknown answer means host-busy, and the command is sent again") {
+  for (const int answer : {-5, 1, pmgate::scsi::eh_retry}) {
+    scsi_rig rig;
+    counted_command item;
+    rig.lld.refusals = {answer};
+    REQUIRE(rig.dev().submit(item.item) == status::ok);
+    CHECK(rig.adapter.blocked() == 7);
+
+    rig.finish_all();
+
+    CHECK(item.ends == 1);
+    CHECK(item.result() == 0);
+  }
+}
+
+TEST_CASE("a reservation conflict is reported as 0x118, other results as they are") {
+  scsi_rig rig;
+  counted_command conflict, failed;
+  REQUIRE(rig.dev().submit(conflict.item) == status::ok);
+  REQUIRE(rig.dev().submit(failed.item) == status::ok);
+
+  rig.lld.complete_one(pmgate::scsi::status_reservation_conflict);
+  rig.lld.complete_one(did_no_connect);
+
+  CHECK(conflict.result() == 0x118);
+  CHECK(failed.result() == did_no_connect);
+}
+
+TEST_CASE("executed commands overtake what is held, submitted ones queue up behind") {
+  scsi_rig rig;
+  std::vector<command*> order;
+  rig.lld.on_call = [&](command& item) { order.push_back(&item); };
+  counted_command first, second;
+  REQUIRE(rig.dev().block_nowait() == status::ok);
+  REQUIRE(rig.dev().submit(first.item) == status::ok);
+  REQUIRE(rig.dev().submit(second.item) == status::ok);
+  issuer internal(rig.dev());
+  CHECK(internal.is_blocked());
+
+  REQUIRE(rig.dev().unblock(device_state::running) == status::ok);
+  rig.finish_all();
+  CHECK(internal.join() == status::ok);
+
+  CHECK(order == std::vector<command*>{&internal.item, &first.item, &second.item});
+}
+
+TEST_CASE("no more commands than the depth are with the driver at a time") {
+  scsi_rig rig;
+  std::array<counted_command, 12> items;
+  for (counted_command& each : items) REQUIRE(rig.dev().submit(each.item) == status::ok);
+  rig.settle();
+  CHECK(rig.lld.taken() == 8);
+  CHECK(rig.dev().busy() == 8);
+
+  rig.lld.complete_one();
+  rig.settle();
+  CHECK(rig.lld.taken() == 8);
+
+  rig.finish_all();
+  for (counted_command& each : items) CHECK(each.ends == 1);
+}
+
+// -- removal
+
+TEST_CASE("32: removing a blocked device fails what it holds, and lets nobody in any more") {
+  scsi_rig rig;
+  std::array<counted_command, 3> held;
+  REQUIRE(rig.dev().block_nowait() == status::ok);
+  for (counted_command& each : held) REQUIRE(rig.dev().submit(each.item) == status::ok);
+  worker remover([&] { rig.dev().remove(); });
+  while (rig.dev().queue().gate().depth() == 0) std::this_thread::yield();
+  rig.settle();
+  remover.join();
+
+  CHECK(rig.dev().state() == device_state::del);
+  for (counted_command& each : held) {
+    CHECK(each.ends == 1);
+    CHECK(each.result() == did_no_connect);
+  }
+  CHECK(rig.lld.calls() == 0);
+  CHECK(rig.dev().queue().gate().depth() == 1);
+  counted_command late;
+  CHECK(rig.dev().submit(late.item) == status::no_device);
+  CHECK(rig.dev().submit(late.item, nowait) == status::again);
+  rig.dev().remove();
+  CHECK(rig.dev().queue().gate().depth() == 1);
+}
+
+// -- generations
+
+TEST_CASE("34: before 5.11 a special command passes a quiesced device, since then it waits") {
+  scsi_rig before({device_state::running}, scsi_generation::v5_7);
+  scsi_rig since;
+  counted_command old_poll, new_poll;
+  REQUIRE(before.dev().quiesce() == status::ok);
+  REQUIRE(since.dev().quiesce() == status::ok);
+
+  CHECK(before.dev().submit(old_poll.item, special | nowait) == status::ok);
+  CHECK(since.dev().submit(new_poll.item, special | nowait) == status::again);
+
+  CHECK(before.lld.has(old_poll.item));
+  before.lld.complete_all();
+  before.dev().resume();
+  since.dev().resume();
+}
+
+TEST_CASE("before 5.11 a device that is being scanned took special commands only") {
+  scsi_rig before({device_state::created}, scsi_generation::v5_7);
+  counted_command normal, internal;
+
+  CHECK(before.dev().submit(normal.item) == status::ok);
+  CHECK(before.dev().submit(internal.item, special) == status::ok);
+
+  CHECK(normal.result() == did_error);
+  CHECK(before.lld.has(internal.item));
+  before.lld.complete_all();
+}
+
+// -- system sleep
+
+TEST_CASE("32 of system sleep: a poller held at a quiesced device keeps its queue from freezing") {
+  scsi_rig rig;
+  pmgate::pm::basic_freezer<virtual_platform> freezer;
+  pmgate::pm::basic_freezer<virtual_platform>::report report;
+  pmgate::pm::basic_work_queue<virtual_platform> polls("events",
+                                                       pmgate::pm::work_queue_flags::freezable);
+  freezer.add(polls);
+  struct poller {
+    static void poll(pmgate::pm::basic_work<virtual_platform>& item) noexcept {
+      auto& self = *static_cast<poller*>(item.context());
+      self.entered = self.where->execute(self.test_unit_ready);
+    }
+    device* where = nullptr;
+    command test_unit_ready;
+    std::atomic<status> entered{status::busy};
+    pmgate::pm::basic_work<virtual_platform> work{&poll, this};
+  } poller;
+  poller.where = &rig.dev();
+  REQUIRE(rig.dev().quiesce() == status::ok);
+  polls.queue(poller.work);
+  worker thread([&] { polls.run_pending(); });
+  CHECK(thread.is_blocked());
+
+  CHECK(freezer.freeze_kernel_threads(report) == status::busy);
+  CHECK(report.wq_busy);
+  CHECK(report.elapsed >= std::chrono::seconds(20));
+
+  rig.dev().resume();
+  rig.lld.await_taken(1);
+  rig.lld.complete_one();
+  thread.join();
+  CHECK(poller.entered == status::ok);
+  CHECK(freezer.freeze_kernel_threads(report) == status::ok);
+  freezer.thaw_processes();
+  freezer.remove(polls);
+}
+
+// -- misuse, and one thread of execution
+
+TEST_CASE("with one thread only, what would wait for ever is refused and reported") {
+  testing::misuse_log misuse;
+  struct silent {
+    static int queuecommand(pmgate::scsi::basic_host<single_platform>& adapter,
+                            pmgate::scsi::basic_command<single_platform>& item) noexcept {
+      *static_cast<pmgate::scsi::basic_command<single_platform>**>(adapter.context()) = &item;
+      return 0;
+    }
+  };
+  pmgate::scsi::basic_command<single_platform>* taken = nullptr;
+  pmgate::pm::basic_work_queue<single_platform> works("kblockd");
+  pmgate::scsi::basic_host<single_platform> adapter({&silent::queuecommand, &taken});
+  pmgate::scsi::basic_target<single_platform> where;
+  pmgate::scsi::basic_device<single_platform> dev(adapter, where, works);
+  pmgate::scsi::basic_command<single_platform> item;
+  (void)dev.set_state(device_state::running);
+
+  CHECK(dev.execute(item) == status::again);
+  CHECK(dev.quiesce() == status::again);
+  CHECK(misuse.take() == 2);
+  CHECK(dev.queue().gate().depth() == 0);
+  CHECK(dev.queue().gate().pm_only() == 0);
+
+  REQUIRE(taken != nullptr);
+  dev.complete(*taken);
+  CHECK(dev.quiesce() == status::ok);
+  dev.resume();
+}
+
+}  // TEST_SUITE

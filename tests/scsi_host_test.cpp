@@ -1,0 +1,461 @@
+// SPDX-License-Identifier: MIT
+//
+// scsi_host_test.cpp - all devices of a host: block, unblock, targets, recovery; the
+// numbers are those of the scenarios in the specification of SCSI.
+#include <atomic>
+#include <memory>
+#include <optional>
+#include <thread>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include <doctest/doctest.h>
+
+#include <pmgate/scsi/host.hpp>
+
+#include "support/scsi_rig.hpp"
+
+using pmgate::status;
+using pmgate::scsi::command_flags;
+using pmgate::scsi::did_error;
+using pmgate::scsi::did_no_connect;
+using pmgate::scsi::host_state;
+using testing::command;
+using testing::device;
+using testing::device_state;
+using testing::host;
+using testing::issuer;
+using testing::scsi_generation;
+using testing::scsi_rig;
+using testing::target;
+using testing::time_limit;
+using testing::virtual_platform;
+using testing::worker;
+
+static_assert(!std::is_copy_constructible_v<host>);
+static_assert(!std::is_move_constructible_v<host>);
+static_assert(noexcept(std::declval<host&>().block()));
+static_assert(noexcept(std::declval<host&>().unblock(device_state::running)));
+
+namespace {
+
+constexpr auto pm = command_flags::pm;
+using states = std::vector<device_state>;
+using enum device_state;
+
+/// A command whose end is counted.
+struct counted_command {
+  static void on_done(command& item) noexcept {
+    ++static_cast<counted_command*>(item.context())->ends;
+  }
+  int result() const { return item.result_word(); }
+  std::atomic<int> ends{0};
+  command item{&on_done, this};
+};
+
+}  // namespace
+
+TEST_SUITE("scsi_host") {
+
+// -- block and unblock
+
+TEST_CASE("13: after quiesce, block and unblock normal commands wait for the resume") {
+  scsi_rig rig;
+  REQUIRE(rig.dev().quiesce() == status::ok);
+  CHECK(rig.adapter.block() == status::ok);
+  CHECK(rig.dev().state() == block);
+  counted_command privileged;
+  CHECK(rig.dev().submit(privileged.item, pm) == status::ok);
+  rig.settle();
+  CHECK(rig.lld.calls() == 0);
+
+  CHECK(rig.adapter.unblock(running) == status::ok);
+  rig.settle();
+  CHECK(rig.dev().state() == running);
+  CHECK(rig.lld.has(privileged.item));
+  counted_command refused;
+  CHECK(rig.dev().submit(refused.item, command_flags::nowait) == status::again);
+
+  rig.dev().resume();
+  CHECK(rig.dev().state() == running);
+  counted_command normal;
+  CHECK(rig.dev().submit(normal.item) == status::ok);
+  CHECK(rig.lld.has(normal.item));
+  rig.lld.complete_all();
+}
+
+TEST_CASE("14: before 5.7-rc4 a quiesced device is not blocked and not stopped") {
+  scsi_rig rig({running}, scsi_generation::v5_7_rc3);
+  REQUIRE(rig.dev().quiesce() == status::ok);
+
+  CHECK(rig.adapter.block() == status::invalid);
+
+  CHECK(rig.dev().state() == quiesce);
+  CHECK_FALSE(rig.dev().is_stopped());
+  rig.dev().resume();
+}
+
+TEST_CASE("16: blocking a host blocks what can be blocked and passes over what is being removed") {
+  scsi_rig rig({running, quiesce, created, offline, block, created_block, cancel, del});
+
+  CHECK(rig.adapter.block() == status::ok);
+
+  CHECK(rig.states() == states{block, block, created_block, block, block, block, cancel, del});
+  CHECK(rig.dev(5).is_stopped());
+  CHECK_FALSE(rig.dev(6).is_stopped());
+  CHECK_FALSE(rig.dev(7).is_stopped());
+}
+
+TEST_CASE("17: a failing block stops there, waits for nothing and undoes nothing") {
+  scsi_rig rig({running, transport_offline, running});
+  counted_command third;
+  std::atomic<bool> inside{false};
+  std::atomic<bool> leave{false};
+  rig.lld.on_call = [&](command& item) {
+    if (&item.device() != &rig.dev(0)) return;
+    inside = true;
+    while (!leave) std::this_thread::yield();
+  };
+  counted_command stuck;
+  worker t1([&] { CHECK(rig.dev(0).submit(stuck.item) == status::ok); });
+  while (!inside) std::this_thread::yield();
+
+  CHECK(rig.adapter.block() == status::invalid);
+  CHECK(rig.states() == states{block, transport_offline, running});
+  CHECK(rig.dev(0).is_stopped());
+  CHECK(rig.dev(2).submit(third.item) == status::ok);
+  CHECK(rig.lld.has(third.item));
+  leave = true;
+  t1.join();
+
+  CHECK(rig.adapter.unblock(running) == status::invalid);
+  CHECK(rig.states() == states{running, running, running});
+  rig.finish_all();
+  CHECK(stuck.ends == 1);
+}
+
+TEST_CASE("18: unblocking stops at the first device that is not blocked") {
+  scsi_rig rig({running, running, running});
+  counted_command held;
+  REQUIRE(rig.dev(0).block_nowait() == status::ok);
+  REQUIRE(rig.dev(2).block_nowait() == status::ok);
+  REQUIRE(rig.dev(2).submit(held.item) == status::ok);
+
+  CHECK(rig.adapter.unblock(running) == status::invalid);
+  rig.settle();
+
+  CHECK(rig.states() == states{running, running, block});
+  CHECK(rig.lld.calls() == 0);
+  CHECK(rig.dev(2).unblock(running) == status::ok);
+  rig.finish_all();
+  CHECK(held.ends == 1);
+}
+
+TEST_CASE("19: a second unblock fails and changes nothing") {
+  scsi_rig rig({running, running});
+  REQUIRE(rig.adapter.block() == status::ok);
+
+  CHECK(rig.adapter.unblock(running) == status::ok);
+  CHECK(rig.adapter.unblock(running) == status::invalid);
+
+  CHECK(rig.states() == states{running, running});
+}
+
+TEST_CASE("20: an invalid new state fails at a host with devices, and at one without it does not") {
+  scsi_rig rig;
+  scsi_rig empty(states{});
+  REQUIRE(rig.adapter.block() == status::ok);
+
+  CHECK(rig.adapter.unblock(quiesce) == status::invalid);
+  CHECK(empty.adapter.unblock(quiesce) == status::ok);
+  CHECK(empty.adapter.block() == status::ok);
+
+  CHECK(rig.adapter.unblock(running) == status::ok);
+}
+
+TEST_CASE("21: one unblock undoes two blocks") {
+  scsi_rig rig;
+  counted_command item;
+  CHECK(rig.adapter.block() == status::ok);
+  CHECK(rig.adapter.block() == status::ok);
+  CHECK(rig.dev().queue().quiesce_depth() == 1);
+
+  CHECK(rig.adapter.unblock(running) == status::ok);
+
+  CHECK(rig.dev().state() == running);
+  CHECK(rig.dev().queue().quiesce_depth() == 0);
+  CHECK(rig.dev().submit(item.item) == status::ok);
+  CHECK(rig.lld.has(item.item));
+  rig.lld.complete_all();
+}
+
+TEST_CASE("23: blocking waits for the driver's calls under way") {
+  scsi_rig rig({running, running});
+  std::atomic<bool> inside{false};
+  std::atomic<bool> leave{false};
+  rig.lld.on_call = [&](command&) {
+    inside = true;
+    while (!leave) std::this_thread::yield();
+  };
+  counted_command item;
+  worker t1([&] { CHECK(rig.dev(1).submit(item.item) == status::ok); });
+  while (!inside) std::this_thread::yield();
+  worker t2([&] { CHECK(rig.adapter.block() == status::ok); });
+  CHECK(t2.is_blocked());
+
+  leave = true;
+
+  t2.join();
+  t1.join();
+  CHECK(rig.adapter.unblock(running) == status::ok);
+  rig.lld.complete_all();
+}
+
+TEST_CASE(
+    "23: stress: between block and unblock the driver is not called, and no command is lost") {
+  struct shared {
+    std::atomic<bool> closed{false};
+    std::atomic<int> intrusions{0};
+    std::atomic<long> delivered{0};
+  } seen;
+  using real_host = pmgate::scsi::host;
+  using real_device = pmgate::scsi::device;
+  using real_command = pmgate::scsi::command;
+  struct inline_driver {
+    static int queuecommand(real_host& adapter, real_command& item) noexcept {
+      auto& state = *static_cast<shared*>(adapter.context());
+      if (state.closed) ++state.intrusions;
+      ++state.delivered;
+      adapter.complete(item);
+      return 0;
+    }
+  };
+  pmgate::pm::work_queue works("kblockd", pmgate::pm::work_queue_flags::none, 0);
+  std::thread runner([&] { works.run(); });
+  std::atomic<long> sent{0};
+  {
+    real_host adapter({&inline_driver::queuecommand, &seen});
+    pmgate::scsi::target where;
+    real_device first(adapter, where, works);
+    real_device second(adapter, where, works);
+    (void)first.set_state(running);
+    (void)second.set_state(running);
+    std::atomic<bool> stop{false};
+    {
+      std::vector<std::unique_ptr<worker>> submitters;
+      for (int n = 0; n < 4; ++n) {
+        real_device& where_to = n % 2 == 0 ? first : second;
+        submitters.push_back(std::make_unique<worker>([&] {
+          real_command item;
+          while (!stop) {
+            if (where_to.execute(item) == status::ok && item.result_word() == 0) ++sent;
+          }
+        }));
+      }
+      int cycles = 0;
+      for (time_limit limit(300); limit; ++cycles) {
+        CHECK(adapter.block() == status::ok);
+        seen.closed = true;
+        std::this_thread::yield();
+        seen.closed = false;
+        CHECK(adapter.unblock(running) == status::ok);
+        std::this_thread::yield();
+      }
+      CHECK(cycles > 0);
+      stop = true;
+    }
+    CHECK(seen.intrusions == 0);
+    CHECK(seen.delivered == sent);
+    CHECK(adapter.busy() == 0);
+  }
+  works.stop();
+  runner.join();
+}
+
+TEST_CASE("stress: a device may be destroyed while the host's devices are walked") {
+  using real_host = pmgate::scsi::host;
+  using real_device = pmgate::scsi::device;
+  struct no_driver {
+    static int queuecommand(real_host&, pmgate::scsi::command&) noexcept { return 0; }
+  };
+  pmgate::pm::work_queue works("kblockd", pmgate::pm::work_queue_flags::none, 0);
+  std::thread runner([&] { works.run(); });
+  {
+    real_host adapter({&no_driver::queuecommand});
+    pmgate::scsi::target where;
+    real_device stays(adapter, where, works);
+    (void)stays.set_state(running);
+    std::atomic<bool> stop{false};
+    worker walker([&] {
+      while (!stop) {
+        (void)adapter.block();
+        adapter.target_unblock(where, running);
+        adapter.block_requests();
+        adapter.unblock_requests();
+      }
+    });
+    for (time_limit limit(100); limit;) {
+      real_device comes_and_goes(adapter, where, works);
+      (void)comes_and_goes.set_state(running);
+      std::this_thread::yield();
+    }
+    stop = true;
+    walker.join();
+    CHECK(adapter.block() == status::ok);
+    CHECK(stays.state() == block);
+    CHECK(adapter.unblock(running) == status::ok);
+  }
+  works.stop();
+  runner.join();
+}
+
+// -- block_requests
+
+TEST_CASE(
+    "29: blocked requests are entered and held, PM ones too, and one unblock undoes two blocks") {
+  scsi_rig rig;
+  counted_command normal, privileged;
+  rig.adapter.block_requests();
+  rig.adapter.block_requests();
+  CHECK(rig.dev().submit(normal.item) == status::ok);
+  CHECK(rig.dev().submit(privileged.item, pm) == status::ok);
+  rig.settle();
+  CHECK(rig.lld.calls() == 0);
+
+  rig.adapter.unblock_requests();
+
+  CHECK(rig.lld.taken() == 2);
+  rig.lld.complete_all();
+  CHECK(normal.ends + privileged.ends == 2);
+}
+
+TEST_CASE("29: blocking requests does not wait for the driver") {
+  scsi_rig rig;
+  counted_command item;
+  bool returned = false;
+  rig.lld.on_call = [&](command&) {
+    rig.adapter.block_requests();
+    returned = true;
+    rig.adapter.unblock_requests();
+  };
+
+  CHECK(rig.dev().submit(item.item) == status::ok);
+
+  CHECK(returned);
+  rig.lld.complete_all();
+}
+
+// -- targets
+
+TEST_CASE("blocking targets passes over a device that cannot be blocked") {
+  scsi_rig rig({running, transport_offline, running});
+
+  CHECK(rig.adapter.block_targets() == status::invalid);
+  CHECK(rig.states() == states{block, transport_offline, block});
+
+  rig.adapter.target_unblock(rig.where, running);
+  CHECK(rig.states() == states{running, running, running});
+}
+
+TEST_CASE("what is done to a target leaves the devices of another alone") {
+  scsi_rig rig({running});
+  target elsewhere;
+  std::optional<device> other;
+  other.emplace(rig.adapter, elsewhere, rig.works);
+  (void)other->set_state(running);
+
+  CHECK(rig.adapter.target_block(elsewhere) == status::ok);
+  CHECK(rig.dev().state() == running);
+  CHECK(other->state() == block);
+  rig.adapter.target_unblock(elsewhere, running);
+
+  rig.adapter.target_quiesce(rig.where);
+  CHECK(rig.dev().state() == quiesce);
+  CHECK(other->state() == running);
+  rig.adapter.target_resume(elsewhere);
+  CHECK(rig.dev().state() == quiesce);
+  rig.adapter.target_resume(rig.where);
+  CHECK(rig.dev().state() == running);
+}
+
+// -- states of the host
+
+TEST_CASE("2: a host goes where its table lets it, and no further") {
+  scsi_rig rig;
+
+  CHECK(rig.adapter.set_state(host_state::del) == status::invalid);
+  CHECK(rig.adapter.state() == host_state::running);
+  CHECK(rig.adapter.set_state(host_state::running) == status::ok);
+  CHECK(rig.adapter.set_state(host_state::cancel) == status::ok);
+  CHECK(rig.adapter.set_state(host_state::running) == status::invalid);
+  CHECK(rig.adapter.set_state(host_state::del) == status::ok);
+  CHECK(rig.adapter.begin_recovery() == status::invalid);
+}
+
+TEST_CASE(
+    "30: while the host recovers every class is held, but for commands that would rather fail") {
+  scsi_rig rig;
+  counted_command normal, privileged, impatient;
+  REQUIRE(rig.adapter.begin_recovery() == status::ok);
+
+  CHECK(rig.dev().submit(impatient.item, command_flags::fail_if_recovering) == status::ok);
+  CHECK(rig.dev().submit(normal.item) == status::ok);
+  CHECK(rig.dev().submit(privileged.item, pm) == status::ok);
+  rig.settle();
+  CHECK(rig.lld.calls() == 0);
+  CHECK(impatient.ends == 1);
+  CHECK(impatient.result() == did_error);
+  CHECK(normal.ends + privileged.ends == 0);
+
+  CHECK(rig.adapter.end_recovery() == status::ok);
+  CHECK(rig.adapter.state() == host_state::running);
+  CHECK(rig.lld.taken() == 2);
+  rig.lld.complete_all();
+}
+
+TEST_CASE("30: a reset under way holds commands, and they go out soon after it") {
+  scsi_rig rig;
+  counted_command normal;
+  rig.adapter.set_resetting(true);
+  CHECK(rig.dev().submit(normal.item) == status::ok);
+  rig.settle();
+  CHECK(rig.lld.calls() == 0);
+
+  rig.adapter.set_resetting(false);
+  rig.settle();
+
+  CHECK(rig.lld.has(normal.item));
+  rig.lld.complete_all();
+}
+
+TEST_CASE("a host that is being removed recovers, and goes on being removed") {
+  scsi_rig rig;
+  REQUIRE(rig.adapter.set_state(host_state::cancel) == status::ok);
+
+  CHECK(rig.adapter.begin_recovery() == status::ok);
+  CHECK(rig.adapter.state() == host_state::cancel_recovery);
+  CHECK(rig.adapter.is_in_recovery());
+  CHECK(rig.adapter.end_recovery() == status::ok);
+  CHECK(rig.adapter.state() == host_state::cancel);
+}
+
+TEST_CASE("a host in CANCEL dispatches, one in DEL fails commands without calling the driver") {
+  scsi_rig rig;
+  counted_command first, second;
+  REQUIRE(rig.adapter.set_state(host_state::cancel) == status::ok);
+  CHECK(rig.dev().submit(first.item) == status::ok);
+  CHECK(rig.lld.has(first.item));
+  rig.lld.complete_all();
+
+  REQUIRE(rig.adapter.set_state(host_state::del) == status::ok);
+  CHECK(rig.dev().submit(second.item) == status::ok);
+
+  CHECK(second.ends == 1);
+  CHECK(second.result() == did_no_connect);
+  CHECK(rig.lld.calls() == 1);
+  CHECK(rig.adapter.busy() == 0);
+  CHECK(rig.dev().busy() == 0);
+}
+
+}  // TEST_SUITE
