@@ -89,7 +89,7 @@ class basic_percpu_ref {
   /// Precondition: not dying; a second kill() is misuse and drops nothing
   /// (Kernel: warns, and drops a reference that it does not own).
   /// Returns: false if the platform refused the grace period. The ref is dying
-  /// then and unconfirmed; resurrect() undoes it, a switch tries again.
+  /// then and unconfirmed; resurrect() undoes it, another kill() tries again.
   /// Blocks: while a switch is under way.  Cost: O(CPUs).
   /// Kernel: percpu_ref_kill_and_confirm().
   bool kill(confirm_fn confirm = nullptr) noexcept;
@@ -120,6 +120,7 @@ class basic_percpu_ref {
   /// switch_to_atomic(), and waits until the switch is over.
   ///
   /// is_zero() is exact afterwards (Kernel: may be false for an instant).
+  /// Precondition: the release callback does not free the ref meanwhile.
   bool switch_to_atomic_sync() noexcept;
 
   /// Makes switch_to_atomic() be in force without switching now: a dying ref comes
@@ -153,7 +154,7 @@ class basic_percpu_ref {
   [[gnu::noinline]] bool try_get_shared(std::intptr_t n, bool live) noexcept;
   bool wants_atomic() const noexcept;
   bool choose_mode(confirm_fn confirm, bool drop_initial) noexcept;
-  bool wait_for_switch() noexcept;
+  bool wait_for_switch(std::intptr_t& held) noexcept;
   bool retry_switch() noexcept;
   void note_refusal() noexcept;
   void begin_switch(confirm_fn confirm) noexcept;
@@ -247,6 +248,7 @@ template <platform Platform>
 bool basic_percpu_ref<Platform>::kill(confirm_fn confirm) noexcept {
   lock_.lock();
   if (is_dying()) {
+    if (refused_) return choose_mode(nullptr, false);  // its own confirm is still waiting
     lock_.unlock();
     Platform::misuse("kill() of a percpu_ref that is dying already");
     return true;
@@ -300,9 +302,11 @@ template <platform Platform>
 bool basic_percpu_ref<Platform>::switch_to_atomic_sync() noexcept {
   if (!switch_to_atomic()) return false;
   lock_.lock();
-  if (!wait_for_switch()) return false;
-  lock_.unlock();
-  return true;
+  std::intptr_t held = 0;
+  const bool over = wait_for_switch(held);
+  if (over) lock_.unlock();
+  if (held != 0) put_shared(held);
+  return over;
 }
 
 template <platform Platform>
@@ -325,15 +329,16 @@ void basic_percpu_ref<Platform>::switch_to_percpu() noexcept {
 /// Called with the lock held; releases it. Returns: false if refused.
 template <platform Platform>
 bool basic_percpu_ref<Platform>::choose_mode(confirm_fn confirm, bool drop_initial) noexcept {
-  if (!wait_for_switch()) {
-    if (drop_initial) put_shared(1);  // biased, so not the last
+  std::intptr_t drop = drop_initial ? 1 : 0;
+  if (!wait_for_switch(drop)) {
+    if (drop != 0) put_shared(drop);  // biased, so not the last
     return false;
   }
   if (wants_atomic() && percpu_) {
     begin_switch(confirm);
     lock_.unlock();
-    // The bias and the switch's reference keep this from being the last.
-    if (drop_initial) put_shared(1);
+    // Not the last: there are the bias and the switch's reference.
+    if (drop != 0) put_shared(drop);
     // From here the ref may be gone: the callback may run, and release.
     if (Platform::after_grace_period(grace_)) return true;
     const scoped_lock guard(lock_);
@@ -348,19 +353,23 @@ bool basic_percpu_ref<Platform>::choose_mode(confirm_fn confirm, bool drop_initi
   }
   lock_.unlock();
   if (confirm_now && confirm != nullptr) confirm(*this);
-  if (drop_initial) put_shared(1);
+  if (drop != 0) put_shared(drop);  // else the ref may be gone
   return true;
 }
 
-/// Called with the lock held; returns true with it held, false without it.
+/// Called with the lock held; returns true with it held, false without it. References
+/// that it takes are added to `held`: a second try may bring about the release, and
+/// until they are put the ref is not freed by it.
 template <platform Platform>
-bool basic_percpu_ref<Platform>::wait_for_switch() noexcept {
+bool basic_percpu_ref<Platform>::wait_for_switch(std::intptr_t& held) noexcept {
   while (switching_) {
     if (refused_) {
       if (!wants_atomic()) {
         cancel_switch();
-      } else if (!retry_switch()) {
-        return false;
+      } else {
+        word_.get(1);  // biased now; see above
+        ++held;
+        if (!retry_switch()) return false;
       }
       continue;
     }
@@ -447,7 +456,8 @@ void basic_percpu_ref<Platform>::exit() noexcept {
   lock_.lock();
   if (switching_ && !refused_) {
     Platform::misuse("exit() of a percpu_ref during a mode switch");
-    if (!wait_for_switch()) return;
+    std::intptr_t none = 0;  // not refused, so no second try
+    if (!wait_for_switch(none)) return;
   }
   if (!exited_) {
     exited_ = true;

@@ -72,16 +72,13 @@ class basic_freeze_gate {
   /// enter() that gives up at the deadline with timed_out.
   [[nodiscard]] status enter_until(time_point deadline, enter_flags flags = {}) noexcept;
 
-  /// Enters if that is possible now.
-  ///
-  /// Blocks: no.  Cost: as enter().  Kernel: blk_try_enter_queue().
+  /// Enters if that is possible now.  Blocks: no.  Kernel: blk_try_enter_queue().
   [[nodiscard]] bool try_enter(enter_flags flags = {}) noexcept;
 
-  /// Leaves; n: that many entries at once.
+  /// Leaves; n: that many entries at once.  Kernel: blk_queue_exit().
   ///
   /// Precondition: they were entered, by whatever thread.
   /// Blocks: no; from any context, signal handlers too where the platform says so.
-  /// Kernel: blk_queue_exit().
   void exit(std::intptr_t n = 1) noexcept { usage_.put(n); }
 
   /// enter() as an object that leaves when it goes; false if refused.
@@ -90,13 +87,11 @@ class basic_freeze_gate {
   /// Adds n entries to one the caller has; never refused, also while frozen.
   ///
   /// For a batch, and for work that goes on behind an entered request.
-  /// Kernel: percpu_ref_get_many(&q->q_usage_counter).
   void get(std::intptr_t n = 1) noexcept { usage_.get(n); }
 
   /// Enters unless drained: succeeds while a freeze still waits for somebody.
   ///
   /// For timeouts and walks over requests, which a freeze must not lock out.
-  /// Kernel: percpu_ref_tryget(&q->q_usage_counter).
   [[nodiscard]] bool try_get() noexcept { return usage_.try_get(); }
 
   // -- closing and opening
@@ -119,9 +114,9 @@ class basic_freeze_gate {
 
   /// Waits until nobody is inside.
   ///
-  /// Without a freeze it waits for the next one to drain; so does a waiter
-  /// whose freeze is undone before he has seen it drained.
-  /// Returns: ok; again only where the platform cannot block.
+  /// Without a freeze it waits for the next one to drain; so does a waiter whose freeze is
+  /// undone before he has seen it drained.
+  /// Returns: ok; again only where the platform cannot block: the freeze stays in force.
   /// Kernel: blk_mq_freeze_queue_wait().
   status freeze_wait() noexcept;
 
@@ -132,10 +127,10 @@ class basic_freeze_gate {
 
   /// Undoes one freeze; the last one opens the gate and wakes who waits.
   ///
-  /// Legal while somebody is inside. One too many is reported and changes
-  /// nothing (Kernel: leaves a depth of -1, and the next freeze hangs).
-  /// Blocks: while the freeze's own grace period is not over.
-  /// Kernel: blk_mq_unfreeze_queue().
+  /// Legal while somebody is inside. One too many is reported and changes nothing
+  /// (Kernel: leaves a depth of -1, and the next freeze hangs).
+  /// Blocks: while the freeze's own grace period is not over, and for an exit() that is
+  /// about to tell of the drain.  Kernel: blk_mq_unfreeze_queue().
   void unfreeze() noexcept { undo_freeze(false); }
 
   /// unfreeze() that leaves the count in the shared word, so that the next freeze
@@ -148,16 +143,14 @@ class basic_freeze_gate {
 
   // -- power management and death
 
-  /// From now on only PM requests may enter; nests. Evicts nobody and waits for
-  /// nobody: whoever was about to enter may still do so until a freeze() and
-  /// unfreeze() after it have returned.
-  /// Blocks: no.  Kernel: blk_set_pm_only().
+  /// From now on only PM requests may enter; nests. Evicts nobody and waits for nobody:
+  /// whoever was about to enter may still do so until a freeze() and unfreeze() after it
+  /// have returned.  Blocks: no.  Kernel: blk_set_pm_only().
   void set_pm_only() noexcept;
 
   /// Undoes one set_pm_only(); the last one wakes who waits.
   ///
-  /// One too many is reported and leaves 0 (Kernel: -1, closed for ever).
-  /// Blocks: no.  Kernel: blk_clear_pm_only().
+  /// One too many is reported and leaves 0 (Kernel: blk_clear_pm_only(), -1 for ever).
   void clear_pm_only() noexcept;
 
   /// While set, pm_only refuses PM requests as well; every change wakes who waits
@@ -170,13 +163,10 @@ class basic_freeze_gate {
   void set_resume_request(resume_fn ask, void* context) noexcept;
 
   /// Marks the gate dying, for good. By itself it neither stops nor wakes anybody.
-  ///
   /// Kernel: blk_queue_flag_set(QUEUE_FLAG_DYING).
   void mark_dying() noexcept;
 
-  /// freeze_start() that wakes whoever waits at the gate to look for death.
-  ///
-  /// Kernel: blk_queue_start_drain().
+  /// freeze_start() that wakes who waits, to look for death.  Kernel: blk_queue_start_drain().
   status start_drain() noexcept {
     bool ignored;
     return start_drain(ignored);
@@ -193,7 +183,7 @@ class basic_freeze_gate {
   [[nodiscard]] int depth() const noexcept;
   /// set_pm_only() calls in force.
   [[nodiscard]] int pm_only() const noexcept;
-  /// True if a freeze is in force and nobody is inside.
+  /// True if a freeze is in force and nobody is inside: the gate may be destroyed.
   [[nodiscard]] bool is_frozen() const noexcept;
   [[nodiscard]] bool is_dying() const noexcept;
   /// The count itself, for diagnostics.
@@ -228,16 +218,17 @@ class basic_freeze_gate {
   bool is_open_to(enter_flags flags) noexcept;
   void wake_door() noexcept;
   void undo_freeze(bool stay_atomic) noexcept;
+  void reopen() noexcept;
 
   /// The count, able to find its gate again.
   struct gate_usage : basic_percpu_ref<Platform> {
-    gate_usage(basic_freeze_gate& gate, ref_init flags) noexcept
-        : basic_percpu_ref<Platform>(&on_zero, flags), owner(&gate) {}
+    gate_usage(basic_freeze_gate& whose, ref_init flags) noexcept
+        : basic_percpu_ref<Platform>(&on_zero, flags), owner(&whose) {}
     basic_freeze_gate* owner;
   };
 
+  atomic<std::uint32_t> pm_{0};  // what entering reads comes first
   gate_usage usage_;
-  atomic<std::uint32_t> pm_{0};
   atomic<bool> dying_{false};
   atomic<int> depth_{0};                        // written under freeze_lock_
   typename Platform::mutex freeze_lock_;        // depth and kill or resurrect: one step
@@ -257,7 +248,9 @@ template <platform Platform>
 basic_freeze_gate<Platform>::~basic_freeze_gate() {
   drain_.settle();
   const percpu_ref_snapshot count = usage_.snapshot();  // exact: nobody enters or leaves now
-  const std::int64_t inside = count.shared + (count.biased ? count.per_cpu : 0);
+  // A switch that was refused still has a reference of its own.
+  const std::int64_t own = count.switching ? 1 : 0;
+  const std::int64_t inside = count.shared - own + (count.biased ? count.per_cpu : 0);
   if (inside != (count.dying ? 0 : 1)) Platform::misuse("freeze_gate destroyed while entered");
   usage_.exit();
 }
@@ -354,8 +347,7 @@ status basic_freeze_gate<Platform>::freeze_start(bool& closed_it) noexcept {
   if (before != 0 || usage_.kill()) return status::ok;
   closed_it = false;
   depth_.store(before, std::memory_order_relaxed);  // [freeze.undo] relaxed: as [freeze.depth]
-  usage_.resurrect();
-  wake_door();
+  reopen();
   return status::not_permitted;
 }
 
@@ -363,7 +355,7 @@ template <platform Platform>
 status basic_freeze_gate<Platform>::freeze_wait() noexcept {
   // [wait.drain] acquire: pairs with publish_add() in on_zero(), and through the count
   // with every exit().
-  while (drain_.load(std::memory_order_acquire) != drained) {
+  while (drain_.load(std::memory_order_acquire) == no_drain) {
     if constexpr (!Platform::can_block) {
       Platform::misuse("freeze_wait() would wait for ever: there is one thread only");
       return status::again;
@@ -377,10 +369,10 @@ status basic_freeze_gate<Platform>::freeze_wait() noexcept {
 template <platform Platform>
 bool basic_freeze_gate<Platform>::freeze_wait_until(time_point deadline) noexcept {
   // [timed.drain] acquire: as [wait.drain].
-  while (drain_.load(std::memory_order_acquire) != drained) {
+  while (drain_.load(std::memory_order_acquire) == no_drain) {
     if (!drain_.wait_until(no_drain, deadline) &&
         // [timed.last] acquire: as [wait.drain]; the event may beat the deadline.
-        drain_.load(std::memory_order_acquire) != drained) {
+        drain_.load(std::memory_order_acquire) == no_drain) {
       return false;
     }
   }
@@ -409,11 +401,17 @@ void basic_freeze_gate<Platform>::undo_freeze(bool stay_atomic) noexcept {
   // [thaw.depth] relaxed: as [freeze.depth].
   depth_.store(before - 1, std::memory_order_relaxed);
   if (before != 1) return;
+  reopen();
+}
+
+/// Alive again. If the count was at zero, on_zero() has run or is about to: let it
+/// finish, lest it tell of this drain when the next freeze is in force. Called with
+/// freeze_lock_ held.
+template <platform Platform>
+void basic_freeze_gate<Platform>::reopen() noexcept {
   if (usage_.resurrect()) {
-    // The count was at zero: on_zero() has run or is about to. Let it finish, lest
-    // it tell of this drain when the next freeze is in force.
     // [thaw.drain] acquire: pairs with publish_add(); then the word is ours.
-    while (drain_.load(std::memory_order_acquire) != drained) drain_.wait(no_drain);
+    while (drain_.load(std::memory_order_acquire) == no_drain) drain_.wait(no_drain);
     drain_.settle();
     // [thaw.reset] relaxed: the next freeze_start() is ordered by the lock.
     drain_.store(no_drain, std::memory_order_relaxed);
@@ -487,7 +485,8 @@ int basic_freeze_gate<Platform>::pm_only() const noexcept {
 
 template <platform Platform>
 bool basic_freeze_gate<Platform>::is_frozen() const noexcept {
-  return depth() > 0 && usage_.is_zero();
+  // [frozen.drain] acquire: as [wait.drain]; the last exit() has let go by then.
+  return depth() > 0 && drain_.load(std::memory_order_acquire) != no_drain;
 }
 
 template <platform Platform>

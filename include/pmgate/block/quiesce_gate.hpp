@@ -139,9 +139,10 @@ void basic_quiesce_gate<Platform>::quiesce_nowait() noexcept {
   const scoped_lock guard(lock_);
   // [quiesce.read] relaxed: the lock orders it.
   const int before = depth_.load(std::memory_order_relaxed);
+  // Closed before the depth tells: who sees a quiesce in force may wait for it.
+  if (before == 0) counter_.begin_close();
   // [quiesce.depth] release: pairs with [depth.read].
   depth_.store(before + 1, std::memory_order_release);
-  if (before == 0) counter_.begin_close();
 }
 
 /// Between the two reads of opens_ the counter was closed all the time, and for a

@@ -8,6 +8,7 @@
 #ifndef PMGATE_PLATFORM_PORTABLE_HPP
 #define PMGATE_PLATFORM_PORTABLE_HPP
 
+#include <algorithm>
 #include <atomic>
 #include <bit>
 #include <chrono>
@@ -31,7 +32,7 @@ struct portable_machine {
   using atomic = std::atomic<T>;
   static std::size_t shard_count() noexcept {
     static const std::size_t count =
-        std::bit_ceil(std::size_t{std::thread::hardware_concurrency()} | 1U);
+        std::bit_ceil(std::size_t{(std::max)(1U, std::thread::hardware_concurrency())});
     return count;
   }
   static std::size_t shard_hint() noexcept { return own_thread_number(); }

@@ -2,10 +2,10 @@
 //
 // pmgate/platform/rseq_counter.hpp - the Linux counter engine.
 //
-// The slot of the CPU one runs on, changed inside a restartable sequence: test
-// the state word, load the CPU number, add. No lock prefix, no fence, nothing
-// shared is written. Closing sets the state word; the grace period is one
-// membarrier, which aborts every sequence that might not have seen it.
+// The slot of the CPU one runs on, changed inside a restartable sequence: load the CPU
+// number, compare it with a limit, add. No lock prefix, no fence, nothing shared is
+// written. Closing sets the limit to 0; the grace period is one membarrier, which
+// aborts every sequence that might not have seen it.
 //
 // Slots lie in an arena laid out like the kernel's percpu area: 8 bytes per CPU
 // and counter. Threads or machines without rseq use a sharded counter inside.
@@ -149,62 +149,6 @@ inline slot_arena::block* slot_arena::add_block(std::uint32_t cpus) noexcept {
   return fresh;
 }
 
-#if PMGATE_DETAIL_RSEQ
-
-/// How an attempt at a sequence ended.
-enum class sequence : std::uint8_t { done, refused, aborted };
-
-/// Adds n to this CPU's word, unless `state` is not 0 or the thread has no CPU
-/// number below `cpus`.
-///
-/// The sequence starts behind the store that announces it and commits with
-/// its last instruction; interrupted anywhere between, it restarts at the abort
-/// label. `?` in the section flags ties the descriptor to the COMDAT group of
-/// the function it describes; without it two translation units do not link.
-///
-/// Orders: x86-64 loads acquire and stores release, so the add releases and
-///         the load of `state` acquires; the heavy fence supplies store-load.
-[[gnu::always_inline]] inline sequence add_in_sequence(const std::atomic<std::uint32_t>* state,
-                                                       const std::uint32_t* cpus,
-                                                       std::byte* words,
-                                                       std::intptr_t n) noexcept {
-  static_assert(sizeof(std::atomic<std::uint32_t>) == 4, "the state word is read as 4 bytes");
-  asm goto(
-      ".pushsection __rseq_cs, \"aw?\"\n\t"
-      ".balign 32\n\t"
-      "3: .long 0, 0\n\t"
-      ".quad 1f, 2f - 1f, 4f\n\t"
-      ".popsection\n\t"
-      "leaq 3b(%%rip), %%rax\n\t"
-      "movq %%rax, %%fs:8(%[area])\n\t"
-      "1:\n\t"
-      "cmpl $0, %[state]\n\t"
-      "jne %l[refused]\n\t"
-      "movl %%fs:4(%[area]), %%eax\n\t"
-      "cmpl %[cpus], %%eax\n\t"
-      "jae %l[refused]\n\t"
-      "shlq %[shift], %%rax\n\t"
-      "addq %[n], (%[words], %%rax)\n\t"
-      "2:\n\t"
-      ".pushsection __rseq_abort, \"ax?\"\n\t"
-      ".byte 0x0f, 0xb9, 0x3d\n\t"
-      ".long %c[signature]\n\t"
-      "4: jmp %l[aborted]\n\t"
-      ".popsection"
-      :
-      : [area] "r"(__rseq_offset), [state] "m"(*state), [cpus] "m"(*cpus), [words] "r"(words),
-        [n] "er"(n), [shift] "i"(slot_arena::shift), [signature] "i"(RSEQ_SIG)
-      : "memory", "cc", "rax"
-      : refused, aborted);
-  return sequence::done;
-refused:
-  return sequence::refused;
-aborted:
-  return sequence::aborted;
-}
-
-#endif  // PMGATE_DETAIL_RSEQ
-
 }  // namespace detail
 
 /// Counter engine on restartable sequences, with a sharded counter behind it.
@@ -229,7 +173,7 @@ class rseq_counter {
   rseq_counter(const rseq_counter&) = delete;
   rseq_counter& operator=(const rseq_counter&) = delete;
 
-  /// Counts n unless closed. Cost: eight instructions, none of them locked.
+  /// Counts n unless closed. Cost: seven instructions, none of them locked.
   [[nodiscard, gnu::always_inline]] bool try_add(std::intptr_t n) noexcept;
   /// From now on try_add() fails, except where it is under way already.
   void begin_close() noexcept;
@@ -244,18 +188,18 @@ class rseq_counter {
 
  private:
   using fallback = sharded_counter<Machine>;
-  static constexpr std::uint32_t open_state = 0;
-  static constexpr std::uint32_t closed_state = 1;
-  static constexpr std::uint32_t fallback_state = 2;  // the sharded counter decides
 
   static detail::slot_arena::slot take_slot() noexcept {
     return Machine::restartable() ? detail::slot_arena::take(Machine::cpu_limit())
                                   : detail::slot_arena::slot{};
   }
   void set_open() noexcept;
+  [[nodiscard, gnu::noinline, gnu::cold]] bool add_elsewhere(std::intptr_t n) noexcept;
 
-  // What try_add() reads comes first, on one line with its owner's hot words.
-  std::atomic<std::uint32_t> state_;
+  // Numbers of CPUs whose word may be used are below it: cpus_, or 0 while closed or if
+  // the sharded counter serves everybody. So one comparison refuses all there is to
+  // refuse. What try_add() reads comes first, on one line with its owner's hot words.
+  std::atomic<std::uint32_t> limit_{0};
   std::uint32_t cpus_;
   detail::slot_arena::slot slot_;
   fallback fallback_;  // of threads without rseq, or of everybody
@@ -263,18 +207,12 @@ class rseq_counter {
 
 template <class Machine>
 rseq_counter<Machine>::rseq_counter(bool starts_open) noexcept
-    : state_(closed_state),
-      cpus_(Machine::cpu_limit()),
+    : cpus_(Machine::cpu_limit()),
       slot_(take_slot()),
       fallback_(starts_open, slot_.words != nullptr ? fallback::width::one
                                                     : fallback::width::machine) {
-  if (slot_.words == nullptr) {
-    // [construct.fallback] relaxed: nobody else has the counter yet.
-    state_.store(fallback_state, std::memory_order_relaxed);
-  } else if (starts_open) {
-    // [construct.open] relaxed: nobody else has the counter yet.
-    state_.store(open_state, std::memory_order_relaxed);
-  }
+  // [construct.open] relaxed: nobody else has the counter yet.
+  if (slot_.words != nullptr && starts_open) limit_.store(cpus_, std::memory_order_relaxed);
 }
 
 template <class Machine>
@@ -282,17 +220,50 @@ rseq_counter<Machine>::~rseq_counter() {
   if (slot_.words != nullptr) detail::slot_arena::give_back(slot_);
 }
 
+/// The sequence starts behind the store that announces it and commits with its last
+/// instruction; interrupted anywhere between, it starts again. `?` in the section flags
+/// ties the descriptor to the COMDAT group of the function it describes; without it two
+/// translation units do not link.
 template <class Machine>
 inline bool rseq_counter<Machine>::try_add([[maybe_unused]] std::intptr_t n) noexcept {
 #if PMGATE_DETAIL_RSEQ
-  for (;;) {
-    const auto how = detail::add_in_sequence(&state_, &cpus_, slot_.words, n);
-    if (how == detail::sequence::done) [[likely]] return true;
-    if (how == detail::sequence::refused) break;
-  }
+  static_assert(sizeof(limit_) == 4, "the limit is read as 4 bytes");
+again:
+  asm goto(
+      ".pushsection __rseq_cs, \"aw?\"\n\t"
+      ".balign 32\n\t"
+      "3: .long 0, 0\n\t"
+      ".quad 1f, 2f - 1f, 4f\n\t"
+      ".popsection\n\t"
+      "leaq 3b(%%rip), %%rax\n\t"
+      "movq %%rax, %%fs:8(%[area])\n\t"
+      "1:\n\t"
+      "movl %%fs:4(%[area]), %%eax\n\t"  // the CPU; beyond every limit if it has no number
+      "cmpl %[limit], %%eax\n\t"
+      "jae %l[refused]\n\t"
+      "shlq %[shift], %%rax\n\t"
+      "addq %[n], (%[words], %%rax)\n\t"
+      "2:\n\t"
+      ".pushsection __rseq_abort, \"ax?\"\n\t"
+      ".byte 0x0f, 0xb9, 0x3d\n\t"
+      ".long %c[signature]\n\t"
+      "4: jmp %l[again]\n\t"
+      ".popsection"
+      :
+      : [area] "r"(__rseq_offset), [limit] "m"(limit_), [words] "r"(slot_.words), [n] "er"(n),
+        [shift] "i"(detail::slot_arena::shift), [signature] "i"(RSEQ_SIG)
+      : "memory", "cc", "rax"
+      : refused, again);
+  return true;
+refused:
 #endif
-  // Closed, a thread without a CPU number, or no rseq at all. While the state is
-  // closed the fallback is closed too, or counts until begin_close() gets to it.
+  return add_elsewhere(n);
+}
+
+/// Closed, a thread without a CPU number, or no rseq at all. While the limit says closed
+/// the fallback is closed too, or counts until begin_close() gets to it.
+template <class Machine>
+bool rseq_counter<Machine>::add_elsewhere(std::intptr_t n) noexcept {
   return fallback_.try_add(n);
 }
 
@@ -303,7 +274,7 @@ void rseq_counter<Machine>::begin_close() noexcept {
   // [close.mark] release: with the heavy fence of the grace period that follows,
   // a sequence either saw it, or was aborted, or its add is visible to
   // [peek.slot]; relaxed would do for that, release costs nothing here.
-  state_.store(closed_state, std::memory_order_release);
+  limit_.store(0, std::memory_order_release);
 }
 
 template <class Machine>
@@ -312,7 +283,7 @@ void rseq_counter<Machine>::open() noexcept {
     for (std::uint32_t cpu = 0; cpu < cpus_; ++cpu) {
       auto* const word = reinterpret_cast<std::intptr_t*>(
           slot_.words + std::size_t{cpu} * detail::slot_arena::stride);
-      // [open.slot] relaxed: published by [open.state]; no sequence runs here.
+      // [open.slot] relaxed: published by [open.limit]; no sequence runs here.
       std::atomic_ref<std::intptr_t>(*word).store(0, std::memory_order_relaxed);
     }
   }
@@ -329,10 +300,10 @@ void rseq_counter<Machine>::reopen() noexcept {
 template <class Machine>
 void rseq_counter<Machine>::set_open() noexcept {
   if (slot_.words == nullptr) return;
-  // [open.state] release: pairs with the sequence's load of the state, which x86-64
+  // [open.limit] release: pairs with the sequence's load of the limit, which x86-64
   // makes an acquire: who counts from now on sees the slots zeroed, and all
   // that was done before the counter was opened.
-  state_.store(open_state, std::memory_order_release);
+  limit_.store(cpus_, std::memory_order_release);
 }
 
 template <class Machine>
