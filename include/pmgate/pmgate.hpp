@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// pmgate/pmgate.hpp - everything, for those who want one include.
+// pmgate/pmgate.hpp - everything but the simulator, for those who want one include.
 //
 // No room needs it: include the header of what you use.
 #ifndef PMGATE_PMGATE_HPP
@@ -8,11 +8,20 @@
 
 #include <pmgate/block/freeze_gate.hpp>
 #include <pmgate/block/quiesce_gate.hpp>
+#include <pmgate/block/request_queue.hpp>
 #include <pmgate/percpu_ref.hpp>
 #include <pmgate/platform.hpp>
 #include <pmgate/platform/portable.hpp>
 #include <pmgate/platform/single.hpp>
+#include <pmgate/pm/freezer.hpp>
+#include <pmgate/pm/work_queue.hpp>
+#include <pmgate/scsi/device.hpp>
+#include <pmgate/scsi/host.hpp>
+#include <pmgate/scsi/state.hpp>
 #include <pmgate/status.hpp>
 #include <pmgate/version.hpp>
+#include <pmgate/vmbus/channel.hpp>
+#include <pmgate/vmbus/request_ids.hpp>
+#include <pmgate/vmbus/ring.hpp>
 
 #endif  // PMGATE_PMGATE_HPP

@@ -228,8 +228,8 @@ class basic_freeze_gate {
   };
 
   atomic<std::uint32_t> pm_{0};  // what entering reads comes first
-  gate_usage usage_;
   atomic<bool> dying_{false};
+  gate_usage usage_;
   atomic<int> depth_{0};                        // written under freeze_lock_
   typename Platform::mutex freeze_lock_;        // depth and kill or resurrect: one step
   typename Platform::wait_word door_{0};        // counts what may let enterers in

@@ -30,6 +30,15 @@ struct grace_callback {
   grace_callback* next = nullptr;
 };
 
+/// Runs a chain of requests, in order, once their grace period is over.
+inline void run_grace_callbacks(grace_callback& first) noexcept {
+  for (grace_callback* next = &first; next != nullptr;) {
+    grace_callback& current = *next;
+    next = current.next;  // the callback may free its owner
+    current.run(current);
+  }
+}
+
 /// What Platform::atomic<T> offers: std::atomic's members, every order spelled out.
 template <class A, class T>
 concept platform_atomic = requires(A& word, const A& view, T& expected, T value) {

@@ -231,11 +231,7 @@ struct linux_platform {
   }
   [[nodiscard]] static bool after_grace_period(grace_callback& first) noexcept {
     if (!heavy_fence()) return false;
-    for (grace_callback* next = &first; next != nullptr;) {
-      grace_callback& current = *next;
-      next = current.next;  // the callback may free its owner
-      current.run(current);
-    }
+    run_grace_callbacks(first);
     return true;
   }
   [[nodiscard]] static bool synchronize() noexcept { return heavy_fence(); }

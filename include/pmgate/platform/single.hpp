@@ -140,11 +140,7 @@ struct single_platform {
   }
 
   [[nodiscard]] static bool after_grace_period(grace_callback& first) noexcept {
-    for (grace_callback* next = &first; next != nullptr;) {
-      grace_callback& current = *next;
-      next = current.next;  // the callback may free its owner
-      current.run(current);
-    }
+    run_grace_callbacks(first);
     return true;
   }
   [[nodiscard]] static bool synchronize() noexcept { return true; }
