@@ -186,9 +186,9 @@ class basic_request_queue {
   void clear_pm_only() noexcept { gate_.clear_pm_only(); }
 
   /// freeze_start() for the death of the queue: whoever waits at the gate looks whether
-  /// it is dying, whoever waits for a tag runs the queue once more.
+  /// it is dying. Whoever waits for a tag is inside, and gets it.
   ///
-  /// Kernel: blk_queue_start_drain().
+  /// Kernel: blk_queue_start_drain(), which wakes those as well, to no effect.
   status start_drain() noexcept;
 
   /// The device is gone: the gate is dying, and the first call drains it. Bios fail from
@@ -216,15 +216,13 @@ class basic_request_queue {
   struct tag_waiter {
     request_type& rq;
     tag_waiter* next = nullptr;
-    typename Platform::wait_word events{0};  // tag_given, and how often to look again
+    typename Platform::wait_word given{0};  // 1: rq has its tag
   };
-  static constexpr std::uint32_t tag_given = std::uint32_t{1} << 30;
 
   static bool expect(const request_type& rq, place where, const char* text) noexcept;
   status begin_lock(request_type& rq, request_kind kind, enter_flags flags) noexcept;
   bool take_tag(request_type& rq) noexcept;
   [[gnu::noinline]] status wait_for_tag(request_type& rq) noexcept;
-  void sleep_for_tag(tag_waiter& self) noexcept;
   void give_back(std::uint16_t tag) noexcept;
   dispatch_status call_driver(request_type& rq) noexcept { return ops_.queue_rq(*this, rq); }
 
@@ -300,26 +298,12 @@ status basic_request_queue<Platform>::wait_for_tag(request_type& rq) noexcept {
   (last_waiter_ != nullptr ? last_waiter_->next : first_waiter_) = &self;
   last_waiter_ = &self;
   dispatch_.mutex().unlock();
-  sleep_for_tag(self);
+  // [tag.given] acquire: pairs with publish_add() in give_back(): the tag is there.
+  while (self.given.load(std::memory_order_acquire) == 0) self.given.wait(0);
+  self.given.settle();
   dispatch_.mutex().lock();
   rq.place_ = place::allocated;
   return status::ok;
-}
-
-template <platform Platform>
-void basic_request_queue<Platform>::sleep_for_tag(tag_waiter& self) noexcept {
-  for (std::uint32_t seen = 0;;) {
-    // [tag.events] acquire: pairs with publish_add() in give_back(): the tag is there.
-    const std::uint32_t now = self.events.load(std::memory_order_acquire);
-    if ((now & tag_given) != 0) break;
-    if (now == seen) {
-      self.events.wait(now);
-    } else {
-      seen = now;
-      run();
-    }
-  }
-  self.events.settle();
 }
 
 /// Gives tag and entry back; what waits for either goes on. The entry goes last: the
@@ -337,7 +321,7 @@ void basic_request_queue<Platform>::give_back(std::uint16_t tag) noexcept {
   }
   const bool run_again = dispatch_.note_freed_locked();
   dispatch_.mutex().unlock();
-  if (heir != nullptr) heir->events.publish_add(tag_given);  // the last touch: it may be gone
+  if (heir != nullptr) heir->given.publish_add(1);  // the last touch: it may be gone
   if (run_again) dispatch_.run_soon();
   gate_.exit();
 }
@@ -458,14 +442,6 @@ template <platform Platform>
 status basic_request_queue<Platform>::start_drain() noexcept {
   bool closed_it = false;
   const status started = gate_.start_drain(closed_it);
-  {
-    const scoped_lock guard(dispatch_.mutex());
-    for (tag_waiter* waiter = first_waiter_; waiter != nullptr; waiter = waiter->next) {
-      // [drain.look] release: pairs with [tag.events]. Under the lock: it is still there.
-      (void)waiter->events.fetch_add(1, std::memory_order_release);
-      waiter->events.wake_all();
-    }
-  }
   if (closed_it) run();
   return started;
 }
