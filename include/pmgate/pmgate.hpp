@@ -7,6 +7,9 @@
 #define PMGATE_PMGATE_HPP
 
 #include <pmgate/block/freeze_gate.hpp>
+#include <pmgate/block/gate_group.hpp>
+#include <pmgate/block/gate_waiter.hpp>
+#include <pmgate/block/many_gates.hpp>
 #include <pmgate/block/quiesce_gate.hpp>
 #include <pmgate/block/request_queue.hpp>
 #include <pmgate/percpu_ref.hpp>

@@ -27,7 +27,9 @@ enum class status : int {
   not_supported = -95,     ///< this object cannot do that
   no_buffer_space = -105,  ///< the caller's buffer is too small
   timed_out = -110,        ///< the deadline passed first
+  in_progress = -115,      ///< queued; the answer comes by callback
   quota = -122,            ///< the peer refused the resource
+  canceled = -125,         ///< given up before it came about
 };
 
 /// The errno name, with its sign: "-EAGAIN"; "0" for `ok`.
@@ -49,7 +51,9 @@ enum class status : int {
     case status::not_supported: return "-EOPNOTSUPP";
     case status::no_buffer_space: return "-ENOBUFS";
     case status::timed_out: return "-ETIMEDOUT";
+    case status::in_progress: return "-EINPROGRESS";
     case status::quota: return "-EDQUOT";
+    case status::canceled: return "-ECANCELED";
   }
   return "unknown";
 }

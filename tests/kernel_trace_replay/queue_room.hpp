@@ -189,7 +189,7 @@ class queue_room {
     return "freeze_depth=" + std::to_string(gate.depth() - queue.freeze_debt) +
            " pm_only=" + std::to_string(pm_only) +
            " quiesce_depth=" + std::to_string(queue.quiesce_depth()) +
-           " dying=" + text_of(gate.is_dying()) + " rpm=ACTIVE usage: " + state_of(gate.usage());
+           " dying=" + text_of(gate.is_dying()) + " rpm=ACTIVE usage: " + state_of(gate.usage().snapshot());
   }
 
   // -- operations on queues

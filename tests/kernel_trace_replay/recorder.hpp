@@ -51,9 +51,8 @@ class recorder {
 inline const char* text_of(bool value) { return value ? "true" : "false"; }
 
 /// A percpu_ref as traces print it.
-inline std::string state_of(const pmgate::basic_percpu_ref<trace_platform>& ref) {
+inline std::string state_of(const pmgate::percpu_ref_snapshot& now) {
   constexpr std::uint64_t bias = std::uint64_t{1} << 63;
-  const pmgate::percpu_ref_snapshot now = ref.snapshot();
   // The kernel drops the counters of a ref that cannot come back once it is switched.
   const bool dropped = !now.biased && !now.allow_reinit;
   const std::uint64_t slots = dropped ? 0 : static_cast<std::uint64_t>(now.per_cpu);

@@ -63,7 +63,7 @@ class ref_room {
   void print_changes(std::vector<std::string>& lines) {
     for (auto& [name, ref] : refs_) {
       if (ref->departed) continue;
-      std::string state = ref->exited ? "exited" : state_of(*ref);
+      std::string state = ref->exited ? "exited" : state_of(ref->snapshot());
       if (state == ref->printed) continue;
       lines.push_back("~ " + name + " " + state);
       ref->printed = std::move(state);

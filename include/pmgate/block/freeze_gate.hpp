@@ -17,11 +17,18 @@
 #include <cstdint>
 
 #include <pmgate/block/enter_flags.hpp>
+#include <pmgate/block/gate_waiter.hpp>
 #include <pmgate/block/ticket.hpp>
-#include <pmgate/percpu_ref.hpp>
+#include <pmgate/detail/block/waiter_chain.hpp>
+#include <pmgate/detail/ref_core.hpp>
+#include <pmgate/platform.hpp>
 #include <pmgate/status.hpp>
 
 namespace pmgate {
+
+namespace detail {
+struct many_gates;  // in block/many_gates.hpp
+}
 
 /// Where a gate counts at first.
 enum class gate_start : std::uint8_t {
@@ -29,23 +36,36 @@ enum class gate_start : std::uint8_t {
   atomic,  ///< one shared word; cheap to freeze, for objects that may never be used
 };
 
+// What co_await takes; in block/awaitable.hpp.
+template <platform Platform>
+class basic_entered;
+template <platform Platform>
+class basic_frozen;
+
 /// Freeze gate: nested and timed freezes, NOWAIT, PM requests, death.
 ///
-/// Lifetime: neither copyable nor movable. May be destroyed with nobody inside,
-///           also right after freeze_wait(): the last exit() has let go of it.
+/// Lifetime: neither copyable nor movable. May be destroyed with nobody inside and
+///           no waiter queued, also right after freeze_wait(), or the resumption
+///           of freeze_or_wait(): the last exit() has let go of it.
 /// Threads:  every member from any thread. A freeze has no owner: any thread
 ///           may undo it (so the _non_owner twins of the kernel are the same).
 /// Blocking: enter() without nowait, freeze_wait() and what contains it;
-///           freeze_start() and unfreeze() only for a switch under way.
-/// Fairness: none; whoever waits tries again when the door opens.
+///           freeze_start() and unfreeze() only for a switch under way. Each has a
+///           form with a deadline, and one that queues a waiter instead.
+/// Fairness: waiters are let in in the order in which they were queued. Threads that
+///           sleep in enter() try again when the door opens, in any order.
 /// Misuse:   goes to Platform::misuse() and has no effect.
 /// Orders:   everything before an exit() happens-before freeze_wait() returns;
 ///           everything before unfreeze() happens-before a later entry.
 /// Limits:   at most 2^30 nested set_pm_only(). A thread that enters a gate
 ///           it froze itself waits for ever.
 template <platform Platform>
-class basic_freeze_gate {
+class basic_freeze_gate
+    : private detail::ref_core<Platform, basic_freeze_gate<Platform>> {
  public:
+  /// The count of entries: what a basic_percpu_ref is made of.
+  using count_type = detail::ref_core<Platform, basic_freeze_gate>;
+  using waiter = basic_gate_waiter<Platform>;
   using time_point = typename Platform::time_point;
   /// Asked for whenever pm_only keeps out somebody who is willing to wait.
   using resume_fn = void (*)(void* context) noexcept;
@@ -79,7 +99,7 @@ class basic_freeze_gate {
   ///
   /// Precondition: they were entered, by whatever thread.
   /// Blocks: no; from any context, signal handlers too where the platform says so.
-  void exit(std::intptr_t n = 1) noexcept { usage_.put(n); }
+  void exit(std::intptr_t n = 1) noexcept { count_type::put(n); }
 
   /// enter() as an object that leaves when it goes; false if refused.
   [[nodiscard]] ticket hold(enter_flags flags = {}) noexcept;
@@ -87,12 +107,31 @@ class basic_freeze_gate {
   /// Adds n entries to one the caller has; never refused, also while frozen.
   ///
   /// For a batch, and for work that goes on behind an entered request.
-  void get(std::intptr_t n = 1) noexcept { usage_.get(n); }
+  void get(std::intptr_t n = 1) noexcept { count_type::get(n); }
 
   /// Enters unless drained: succeeds while a freeze still waits for somebody.
   ///
   /// For timeouts and walks over requests, which a freeze must not lock out.
-  [[nodiscard]] bool try_get() noexcept { return usage_.try_get(); }
+  [[nodiscard]] bool try_get() noexcept { return count_type::try_get(); }
+
+  /// enter() that queues a waiter instead of sleeping; resumed, he is inside.
+  ///
+  /// Returns: as enter(), and then the waiter was not needed; in_progress: he is
+  /// queued and will be resumed with ok or no_device, unless cancel() comes first.
+  /// Blocks: no.
+  [[nodiscard]] status enter_or_wait(waiter& queued, enter_flags flags = {}) noexcept
+    requires(!is_process_shared<Platform>);
+
+  /// Takes a waiter of this gate out of its queue; what he waited for goes on.
+  ///
+  /// Returns: true if he will not be resumed any more; false if he has been, or is
+  /// about to be.  Blocks: no.
+  [[nodiscard]] bool cancel(waiter& queued) noexcept
+    requires(!is_process_shared<Platform>);
+
+  /// `co_await gate.entered(flags)` is enter() for coroutines; needs awaitable.hpp.
+  [[nodiscard]] basic_entered<Platform> entered(enter_flags flags = {}) noexcept
+    requires(!is_process_shared<Platform>);
 
   // -- closing and opening
 
@@ -110,7 +149,7 @@ class basic_freeze_gate {
     return freeze_start(ignored);
   }
   /// freeze_start() that tells whether it was the one that closed the gate.
-  status freeze_start(bool& closed_it) noexcept;
+  status freeze_start(bool& closed_it) noexcept { return start_freeze(closed_it, false); }
 
   /// Waits until nobody is inside.
   ///
@@ -124,6 +163,27 @@ class basic_freeze_gate {
   ///
   /// Returns: true if drained.  Kernel: blk_mq_freeze_queue_wait_timeout().
   [[nodiscard]] bool freeze_wait_until(time_point deadline) noexcept;
+
+  /// freeze() with a deadline: at the deadline the freeze is undone again.
+  ///
+  /// Returns: ok: frozen; timed_out or not_permitted: not frozen by this call.
+  [[nodiscard]] status freeze_until(time_point deadline) noexcept;
+
+  /// freeze_start(), and queues a waiter for the drain instead of sleeping.
+  ///
+  /// Returns: ok: drained already; in_progress: the waiter will be resumed with ok;
+  /// not_permitted: as freeze_start(). The freeze stays in force when the waiter is
+  /// cancelled: unfreeze() undoes it.  Blocks: as freeze_start().
+  [[nodiscard]] status freeze_or_wait(waiter& queued) noexcept
+    requires(!is_process_shared<Platform>);
+
+  /// freeze_wait() that queues a waiter: freeze_or_wait() without the freeze.
+  [[nodiscard]] status drained_or_wait(waiter& queued) noexcept
+    requires(!is_process_shared<Platform>);
+
+  /// `co_await gate.frozen()` is freeze() for coroutines; needs awaitable.hpp.
+  [[nodiscard]] basic_frozen<Platform> frozen() noexcept
+    requires(!is_process_shared<Platform>);
 
   /// Undoes one freeze; the last one opens the gate and wakes who waits.
   ///
@@ -160,7 +220,8 @@ class basic_freeze_gate {
   /// Called by each waiter that pm_only keeps out, once before it sleeps and at each
   /// wake-up, outside every lock; null: nobody is asked. To be set before the gate
   /// is used.  Kernel: pm_request_resume() in blk_pm_resume_queue().
-  void set_resume_request(resume_fn ask, void* context) noexcept;
+  void set_resume_request(resume_fn ask, void* context) noexcept
+    requires(!is_process_shared<Platform>);
 
   /// Marks the gate dying, for good. By itself it neither stops nor wakes anybody.
   /// Kernel: blk_queue_flag_set(QUEUE_FLAG_DYING).
@@ -174,8 +235,8 @@ class basic_freeze_gate {
   status start_drain(bool& closed_it) noexcept;
 
   /// Where the count lives; see percpu_ref. Blocks: for a switch under way.
-  void switch_to_percpu() noexcept { usage_.switch_to_percpu(); }
-  bool switch_to_atomic_sync() noexcept { return usage_.switch_to_atomic_sync(); }
+  void switch_to_percpu() noexcept { count_type::switch_to_percpu(); }
+  bool switch_to_atomic_sync() noexcept { return count_type::switch_to_atomic_sync(); }
 
   // -- queries; what they say may be over when they return
 
@@ -187,10 +248,12 @@ class basic_freeze_gate {
   [[nodiscard]] bool is_frozen() const noexcept;
   [[nodiscard]] bool is_dying() const noexcept;
   /// The count itself, for diagnostics.
-  [[nodiscard]] const basic_percpu_ref<Platform>& usage() const noexcept { return usage_; }
+  [[nodiscard]] const count_type& usage() const noexcept { return *this; }
 
  private:
   friend ticket;
+  friend count_type;
+  friend detail::many_gates;
   void leave_ticket() noexcept { exit(); }
 
   template <class T>
@@ -205,35 +268,38 @@ class basic_freeze_gate {
     return (pm & ~suspended_bit) == 0 ||
            (has(flags, enter_flags::pm) && (pm & suspended_bit) == 0);
   }
-  static basic_freeze_gate& of(basic_percpu_ref<Platform>& usage) noexcept {
-    return *static_cast<gate_usage&>(usage).owner;
-  }
-  static void on_zero(basic_percpu_ref<Platform>& usage) noexcept {
-    of(usage).drain_.publish_add(drained);  // the last touch: the gate may be destroyed now
-  }
 
+  /// What is left to do once every lock has been left.
+  struct aftermath {
+    detail::waiter_chain<Platform> ready;
+    std::intptr_t refused = 0;  // entries of waiters that pm_only keeps out
+  };
+
+  count_type& count() noexcept { return *this; }
+  void on_zero() noexcept;
   template <class Sleep>
   [[gnu::noinline]] status enter_slow(enter_flags flags, Sleep sleep) noexcept;
   [[gnu::noinline]] bool refuse() noexcept;
   bool is_open_to(enter_flags flags) noexcept;
-  void wake_door() noexcept;
+  status start_freeze(bool& closed_it, bool ask_later) noexcept;
   void undo_freeze(bool stay_atomic) noexcept;
-  void reopen() noexcept;
+  void reopen(aftermath& after) noexcept;
+  void await_drain() noexcept;
+  void open_door(aftermath& after) noexcept;
+  void wake_door() noexcept;
+  status admit(aftermath& after, waiter* newcomer) noexcept;
+  status admission(enter_flags flags, aftermath& after) noexcept;
+  void finish(aftermath& after) noexcept;
 
-  /// The count, able to find its gate again.
-  struct gate_usage : basic_percpu_ref<Platform> {
-    gate_usage(basic_freeze_gate& whose, ref_init flags) noexcept
-        : basic_percpu_ref<Platform>(&on_zero, flags), owner(&whose) {}
-    basic_freeze_gate* owner;
-  };
-
-  atomic<std::uint32_t> pm_{0};  // what entering reads comes first
+  atomic<std::uint32_t> pm_{0};
   atomic<bool> dying_{false};
-  gate_usage usage_;
-  atomic<int> depth_{0};                        // written under freeze_lock_
-  typename Platform::mutex freeze_lock_;        // depth and kill or resurrect: one step
-  typename Platform::wait_word door_{0};        // counts what may let enterers in
+  atomic<int> depth_{0};                          // written under freeze_lock_
+  typename Platform::mutex freeze_lock_;          // depth and kill or resurrect: one step
+  typename Platform::wait_word door_{0};          // counts what may let enterers in
   typename Platform::wait_word drain_{no_drain};  // whether the count reached zero
+  typename Platform::mutex waiters_lock_;         // of what follows; taken inside freeze_lock_
+  detail::waiter_chain<Platform> enterers_;
+  detail::drain_waiters<Platform> freezers_;
   resume_fn resume_ = nullptr;
   void* resume_context_ = nullptr;
 };
@@ -242,22 +308,25 @@ using freeze_gate = basic_freeze_gate<default_platform>;
 
 template <platform Platform>
 basic_freeze_gate<Platform>::basic_freeze_gate(gate_start start) noexcept
-    : usage_(*this, start == gate_start::atomic ? ref_init::atomic : ref_init::allow_reinit) {}
+    : count_type(start == gate_start::atomic ? ref_init::atomic : ref_init::allow_reinit) {}
 
 template <platform Platform>
 basic_freeze_gate<Platform>::~basic_freeze_gate() {
   drain_.settle();
-  const percpu_ref_snapshot count = usage_.snapshot();  // exact: nobody enters or leaves now
+  const percpu_ref_snapshot last = count_type::snapshot();  // exact: nobody is here now
   // A switch that was refused still has a reference of its own.
-  const std::int64_t own = count.switching ? 1 : 0;
-  const std::int64_t inside = count.shared - own + (count.biased ? count.per_cpu : 0);
-  if (inside != (count.dying ? 0 : 1)) Platform::misuse("freeze_gate destroyed while entered");
-  usage_.exit();
+  const std::int64_t own = last.switching ? 1 : 0;
+  const std::int64_t inside = last.shared - own + (last.biased ? last.per_cpu : 0);
+  if (inside != (last.dying ? 0 : 1)) Platform::misuse("freeze_gate destroyed while entered");
+  if (!enterers_.empty() || !freezers_.empty()) {
+    Platform::misuse("freeze_gate destroyed with waiters queued");
+  }
+  count_type::exit();
 }
 
 template <platform Platform>
 inline bool basic_freeze_gate<Platform>::try_enter(enter_flags flags) noexcept {
-  if (!usage_.try_get_live()) return false;
+  if (!count().try_get_live()) return false;
   // [enter.pm] acquire: pairs with [pm.set]. Read after the reference was taken: either
   // the freeze that follows a set_pm_only() waits for this reference, or the
   // reference was taken after that freeze was undone and the value is seen.
@@ -268,7 +337,7 @@ inline bool basic_freeze_gate<Platform>::try_enter(enter_flags flags) noexcept {
 
 template <platform Platform>
 bool basic_freeze_gate<Platform>::refuse() noexcept {
-  usage_.put();
+  count().put();
   return false;
 }
 
@@ -294,60 +363,31 @@ inline status basic_freeze_gate<Platform>::enter_until(time_point deadline,
   });
 }
 
-/// The door is looked at after its count was read, and slept on with that count: a
-/// change in between is not missed. Being let through promises nothing: try again.
+/// Runs in the last exit(), or in whatever call dropped the last entry.
 template <platform Platform>
-template <class Sleep>
-status basic_freeze_gate<Platform>::enter_slow(enter_flags flags, Sleep sleep) noexcept {
-  while (!has(flags, enter_flags::nowait)) {
-    // [enter.door] acquire: pairs with [door.open]; what opened the gate is visible.
-    const std::uint32_t seen = door_.load(std::memory_order_acquire);
-    const bool open = is_open_to(flags);
-    if (is_dying()) return status::no_device;
-    if (!open) {
-      const status slept = sleep(seen);
-      if (slept != status::ok) return slept;
-    } else if (try_enter(flags)) {
-      return status::ok;
-    }
+void basic_freeze_gate<Platform>::on_zero() noexcept {
+  // Before the drain is told of: the gate may be destroyed then.
+  auto ready = freezers_.close();
+  drain_.publish_add(drained);
+  ready.resume_all();
+}
+
+template <platform Platform>
+status basic_freeze_gate<Platform>::start_freeze(bool& closed_it, bool ask_later) noexcept {
+  aftermath after;
+  {
+    const scoped_lock guard(freeze_lock_);
+    // [freeze.read] relaxed: the lock orders it.
+    const int before = depth_.load(std::memory_order_relaxed);
+    closed_it = before == 0;
+    // [freeze.depth] relaxed: for queries; the door is the count's dying bit.
+    depth_.store(before + 1, std::memory_order_relaxed);
+    if (before != 0 || (ask_later ? count().kill_later() : count().kill())) return status::ok;
+    closed_it = false;
+    depth_.store(before, std::memory_order_relaxed);  // [freeze.undo] relaxed: as [freeze.depth]
+    reopen(after);
   }
-  return status::again;
-}
-
-/// The wait condition of enter(), with its side effect: asking for a resume.
-template <platform Platform>
-bool basic_freeze_gate<Platform>::is_open_to(enter_flags flags) noexcept {
-  if (usage_.is_dying() || usage_.is_zero()) return false;
-  // [door.pm] acquire: pairs with [pm.clear] and [pm.suspended].
-  if (passes(pm_.load(std::memory_order_acquire), flags)) return true;
-  if (resume_ != nullptr) resume_(resume_context_);
-  return false;
-}
-
-template <platform Platform>
-void basic_freeze_gate<Platform>::wake_door() noexcept {
-  // [door.open] release: pairs with [enter.door].
-  (void)door_.fetch_add(1, std::memory_order_release);
-  door_.wake_all();
-}
-
-template <platform Platform>
-auto basic_freeze_gate<Platform>::hold(enter_flags flags) noexcept -> ticket {
-  return ticket(enter(flags) == status::ok ? this : nullptr);
-}
-
-template <platform Platform>
-status basic_freeze_gate<Platform>::freeze_start(bool& closed_it) noexcept {
-  const scoped_lock guard(freeze_lock_);
-  // [freeze.read] relaxed: the lock orders it.
-  const int before = depth_.load(std::memory_order_relaxed);
-  closed_it = before == 0;
-  // [freeze.depth] relaxed: for queries; the door is the count's dying bit.
-  depth_.store(before + 1, std::memory_order_relaxed);
-  if (before != 0 || usage_.kill()) return status::ok;
-  closed_it = false;
-  depth_.store(before, std::memory_order_relaxed);  // [freeze.undo] relaxed: as [freeze.depth]
-  reopen();
+  finish(after);
   return status::not_permitted;
 }
 
@@ -386,89 +426,57 @@ status basic_freeze_gate<Platform>::freeze() noexcept {
   return started == status::ok ? freeze_wait() : started;
 }
 
+template <platform Platform>
+status basic_freeze_gate<Platform>::freeze_until(time_point deadline) noexcept {
+  const status started = freeze_start();
+  if (started != status::ok || freeze_wait_until(deadline)) return started;
+  unfreeze();
+  return status::timed_out;
+}
+
 /// Depth and resurrect are one step: with the depth alone a kill and a resurrect of
 /// two threads may come in the wrong order, and the gate stays closed for ever.
 template <platform Platform>
 void basic_freeze_gate<Platform>::undo_freeze(bool stay_atomic) noexcept {
-  const scoped_lock guard(freeze_lock_);
-  // [thaw.read] relaxed: the lock orders it.
-  const int before = depth_.load(std::memory_order_relaxed);
-  if (before == 0) {
-    Platform::misuse("unfreeze() of a gate that is not frozen");
-    return;
+  aftermath after;
+  {
+    const scoped_lock guard(freeze_lock_);
+    // [thaw.read] relaxed: the lock orders it.
+    const int before = depth_.load(std::memory_order_relaxed);
+    if (before == 0) {
+      Platform::misuse("unfreeze() of a gate that is not frozen");
+      return;
+    }
+    if (stay_atomic) count().keep_atomic();
+    // [thaw.depth] relaxed: as [freeze.depth].
+    depth_.store(before - 1, std::memory_order_relaxed);
+    if (before != 1) return;
+    reopen(after);
   }
-  if (stay_atomic) usage_.keep_atomic();
-  // [thaw.depth] relaxed: as [freeze.depth].
-  depth_.store(before - 1, std::memory_order_relaxed);
-  if (before != 1) return;
-  reopen();
+  finish(after);  // touches the gate only while it holds entries of its own
 }
 
 /// Alive again. If the count was at zero, on_zero() has run or is about to: let it
 /// finish, lest it tell of this drain when the next freeze is in force. Called with
 /// freeze_lock_ held.
 template <platform Platform>
-void basic_freeze_gate<Platform>::reopen() noexcept {
-  if (usage_.resurrect()) {
-    // [thaw.drain] acquire: pairs with publish_add(); then the word is ours.
-    while (drain_.load(std::memory_order_acquire) == no_drain) drain_.wait(no_drain);
-    drain_.settle();
+void basic_freeze_gate<Platform>::reopen(aftermath& after) noexcept {
+  if (count().resurrect()) {
+    await_drain();  // then the word is ours
     // [thaw.reset] relaxed: the next freeze_start() is ordered by the lock.
     drain_.store(no_drain, std::memory_order_relaxed);
+    const scoped_lock guard(waiters_lock_);
+    freezers_.reopen();
   }
-  wake_door();
+  open_door(after);
 }
 
+/// Waits for the rest of on_zero(), which is under way.
 template <platform Platform>
-void basic_freeze_gate<Platform>::set_pm_only() noexcept {
-  // [pm.set] acq_rel: release pairs with [enter.pm] and [door.pm].
-  (void)pm_.fetch_add(1, std::memory_order_acq_rel);
-}
-
-template <platform Platform>
-void basic_freeze_gate<Platform>::clear_pm_only() noexcept {
-  // [pm.guess] relaxed: a guess; [pm.clear] decides.
-  std::uint32_t seen = pm_.load(std::memory_order_relaxed);
-  do {
-    if ((seen & ~suspended_bit) == 0) {
-      Platform::misuse("clear_pm_only() without set_pm_only()");
-      return;
-    }
-    // [pm.clear] acq_rel: release pairs with [enter.pm] and [door.pm].
-  } while (!pm_.compare_exchange_weak(seen, seen - 1, std::memory_order_acq_rel,
-                                      std::memory_order_relaxed));
-  if ((seen & ~suspended_bit) == 1) wake_door();
-}
-
-template <platform Platform>
-void basic_freeze_gate<Platform>::set_runtime_suspended(bool suspended) noexcept {
-  if (suspended) {
-    // [pm.suspended] acq_rel: release pairs with [enter.pm] and [door.pm].
-    (void)pm_.fetch_or(suspended_bit, std::memory_order_acq_rel);
-  } else {
-    // [pm.resumed] acq_rel: as [pm.suspended].
-    (void)pm_.fetch_and(~suspended_bit, std::memory_order_acq_rel);
-  }
-  wake_door();
-}
-
-template <platform Platform>
-void basic_freeze_gate<Platform>::set_resume_request(resume_fn ask, void* context) noexcept {
-  resume_context_ = context;
-  resume_ = ask;
-}
-
-template <platform Platform>
-void basic_freeze_gate<Platform>::mark_dying() noexcept {
-  // [die.mark] release: pairs with [die.read].
-  dying_.store(true, std::memory_order_release);
-}
-
-template <platform Platform>
-status basic_freeze_gate<Platform>::start_drain(bool& closed_it) noexcept {
-  const status started = freeze_start(closed_it);
-  wake_door();
-  return started;
+void basic_freeze_gate<Platform>::await_drain() noexcept {
+  // [thaw.drain] acquire: pairs with publish_add().
+  while (drain_.load(std::memory_order_acquire) == no_drain) drain_.wait(no_drain);
+  drain_.settle();
 }
 
 template <platform Platform>
@@ -478,23 +486,13 @@ int basic_freeze_gate<Platform>::depth() const noexcept {
 }
 
 template <platform Platform>
-int basic_freeze_gate<Platform>::pm_only() const noexcept {
-  // [pm.read] acquire: as [depth.read].
-  return static_cast<int>(pm_.load(std::memory_order_acquire) & ~suspended_bit);
-}
-
-template <platform Platform>
 bool basic_freeze_gate<Platform>::is_frozen() const noexcept {
   // [frozen.drain] acquire: as [wait.drain]; the last exit() has let go by then.
   return depth() > 0 && drain_.load(std::memory_order_acquire) != no_drain;
 }
 
-template <platform Platform>
-bool basic_freeze_gate<Platform>::is_dying() const noexcept {
-  // [die.read] acquire: pairs with [die.mark].
-  return dying_.load(std::memory_order_acquire);
-}
-
 }  // namespace pmgate
+
+#include <pmgate/detail/block/freeze_gate_door.hpp>
 
 #endif  // PMGATE_BLOCK_FREEZE_GATE_HPP

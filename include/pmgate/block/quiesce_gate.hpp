@@ -15,21 +15,33 @@
 
 #include <atomic>
 #include <cstdint>
+#include <utility>
 
+#include <pmgate/block/gate_waiter.hpp>
 #include <pmgate/block/ticket.hpp>
+#include <pmgate/detail/block/waiter_chain.hpp>
 #include <pmgate/platform.hpp>
 #include <pmgate/status.hpp>
 
 namespace pmgate {
 
+namespace detail {
+struct many_gates;  // in block/many_gates.hpp
+}
+// What co_await takes; in block/awaitable.hpp.
+template <platform Platform>
+class basic_quiesced;
+
 /// Quiesce gate: dispatch sections, nested quiesce.
 ///
 /// Lifetime: neither copyable nor movable. May be destroyed with no section
-///           running, also right after wait_quiesced() of a quiesce in force.
+///           running and no waiter queued, also right after wait_quiesced() of a
+///           quiesce in force, or the resumption of quiesce_or_wait().
 /// Threads:  every member from any thread; any thread may end any section and
 ///           undo any quiesce.
 /// Blocking: wait_quiesced() and quiesce() only. Not from inside a section: it
-///           would wait for itself.
+///           would wait for itself. Sections end without blocking, but not in a
+///           signal handler: while quiesced they take a lock of the gate.
 /// Misuse:   goes to Platform::misuse() and has no effect.
 /// Orders:   everything in a section happens-before the wait for it returns;
 ///           everything before the last unquiesce() happens-before a later section.
@@ -37,7 +49,7 @@ namespace pmgate {
 template <platform Platform>
 class basic_quiesce_gate {
  public:
-  using time_point = typename Platform::time_point;
+  using waiter = basic_gate_waiter<Platform>;
   /// A section that ends when it is destroyed.
   using ticket = basic_ticket<basic_quiesce_gate>;
 
@@ -80,6 +92,30 @@ class basic_quiesce_gate {
   /// Kernel: blk_mq_wait_quiesce_done().
   status wait_quiesced() noexcept;
 
+  /// quiesce_nowait(), and queues a waiter for the end of the sections instead of sleeping.
+  ///
+  /// Returns: ok: quiesced already; in_progress: the waiter will be resumed with ok, or
+  /// with canceled, see cancel(); not_permitted: as wait_quiesced(). The quiesce stays in
+  /// force in any case.  Blocks: no.
+  [[nodiscard]] status quiesce_or_wait(waiter& queued) noexcept
+    requires(!is_process_shared<Platform>);
+
+  /// wait_quiesced() that queues a waiter: quiesce_or_wait() without the quiesce.
+  [[nodiscard]] status quiesced_or_wait(waiter& queued) noexcept
+    requires(!is_process_shared<Platform>);
+
+  /// Takes a waiter of this gate out of its queue; the quiesce stays in force.
+  ///
+  /// Returns: true if he will not be resumed any more; false if he has been, or is
+  /// about to be. Where grace periods are deferred he is kept to the end of his, and
+  /// then resumed with canceled.  Blocks: no.
+  [[nodiscard]] bool cancel(waiter& queued) noexcept
+    requires(!is_process_shared<Platform>);
+
+  /// `co_await gate.quiesced()` is quiesce() for coroutines; needs awaitable.hpp.
+  [[nodiscard]] basic_quiesced<Platform> quiesced() noexcept
+    requires(!is_process_shared<Platform>);
+
   /// Undoes one quiesce; after the last one sections start again.
   ///
   /// One too many is reported and changes nothing.
@@ -92,6 +128,8 @@ class basic_quiesce_gate {
 
  private:
   friend ticket;
+  friend detail::many_gates;
+  using chain = detail::waiter_chain<Platform>;
   void leave_ticket() noexcept { end_dispatch(); }
 
   /// Sections started and ended locally, less those ended in the shared word.
@@ -99,23 +137,30 @@ class basic_quiesce_gate {
     return ((static_cast<std::uint32_t>(counter_.peek()) - ended) << 1) == 0;  // modulo 2^31
   }
   [[gnu::noinline]] void end_shared() noexcept;
+  status wait_for_sections(std::uint32_t opens) noexcept;
+  bool is_over(const waiter& queued) const noexcept;
+  void take_ready(chain& ready) noexcept;
+  static void grace_over(grace_callback& done) noexcept;
+  void note_grace(waiter& queued) noexcept;
 
   typename Platform::cpu_counter counter_{true};
   typename Platform::wait_word ended_{0};  // sections that ended while the counter was closed
   typename Platform::template atomic<std::uint32_t> opens_{0};  // how often it was opened again
-  typename Platform::template atomic<int> depth_{0};  // written under lock_
-  typename Platform::mutex lock_;                     // depth and closing: one step
+  typename Platform::template atomic<int> depth_{0};            // written under lock_
+  mutable typename Platform::mutex lock_;  // depth and closing: one step; ended_; the waiters
+  chain waiters_;
 };
 
 using quiesce_gate = basic_quiesce_gate<default_platform>;
 
 template <platform Platform>
 basic_quiesce_gate<Platform>::~basic_quiesce_gate() {
-  ended_.settle();
-  // [destroy.read] acquire: pairs with publish_add() in end_shared().
-  if (!nobody_inside(ended_.load(std::memory_order_acquire))) {
+  const scoped_lock guard(lock_);  // the last end_shared() has left it
+  // [destroy.read] relaxed: the lock orders it.
+  if (!nobody_inside(ended_.load(std::memory_order_relaxed))) {
     Platform::misuse("quiesce_gate destroyed while dispatching");
   }
+  if (!waiters_.empty()) Platform::misuse("quiesce_gate destroyed with waiters queued");
 }
 
 template <platform Platform>
@@ -124,9 +169,19 @@ inline void basic_quiesce_gate<Platform>::end_dispatch() noexcept {
   end_shared();
 }
 
+/// Leaving the lock is the last touch: whoever concludes that nobody is inside takes the
+/// lock once before he acts on it.
 template <platform Platform>
 void basic_quiesce_gate<Platform>::end_shared() noexcept {
-  ended_.publish_add(1);  // the last touch: the gate may be destroyed now
+  chain ready;
+  {
+    const scoped_lock guard(lock_);
+    // [end.count] release: pairs with [wait.ended].
+    (void)ended_.fetch_add(1, std::memory_order_release);
+    ended_.wake_all();
+    take_ready(ready);
+  }
+  ready.resume_all();
 }
 
 template <platform Platform>
@@ -145,18 +200,25 @@ void basic_quiesce_gate<Platform>::quiesce_nowait() noexcept {
   depth_.store(before + 1, std::memory_order_release);
 }
 
-/// Between the two reads of opens_ the counter was closed all the time, and for a
-/// grace period before the first look at it: so the sum is exact. Had it been
-/// opened, a section that enters on one CPU behind our back and leaves on
-/// another ahead of us could make a sum of zero with somebody inside.
 template <platform Platform>
 status basic_quiesce_gate<Platform>::wait_quiesced() noexcept {
   // [wait.opens] acquire: pairs with [open.count].
   const std::uint32_t opens = opens_.load(std::memory_order_acquire);
   const bool closed = depth() > 0;
   if (!Platform::synchronize()) return status::not_permitted;
-  while (closed) {
-    // [wait.ended] acquire: pairs with publish_add() in end_shared().
+  return closed ? wait_for_sections(opens) : status::ok;
+}
+
+/// Precondition: at `opens` the counter was closed, and since then a grace period was.
+///
+/// Between the two reads of opens_ the counter was closed all the time, and for a
+/// grace period before the first look at it: so the sum is exact. Had it been
+/// opened, a section that enters on one CPU behind our back and leaves on
+/// another ahead of us could make a sum of zero with somebody inside.
+template <platform Platform>
+status basic_quiesce_gate<Platform>::wait_for_sections(std::uint32_t opens) noexcept {
+  for (;;) {
+    // [wait.ended] acquire: pairs with [end.count].
     const std::uint32_t ended = ended_.load(std::memory_order_acquire);
     if (nobody_inside(ended)) break;
     // [wait.again] acquire: pairs with [open.count]; comes after the sum was taken.
@@ -167,7 +229,7 @@ status basic_quiesce_gate<Platform>::wait_quiesced() noexcept {
     }
     ended_.wait(ended);
   }
-  ended_.settle();
+  const scoped_lock guard(lock_);  // the last end_shared() has left it
   return status::ok;
 }
 
@@ -179,22 +241,31 @@ status basic_quiesce_gate<Platform>::quiesce() noexcept {
 
 template <platform Platform>
 bool basic_quiesce_gate<Platform>::unquiesce() noexcept {
-  const scoped_lock guard(lock_);
-  // [unquiesce.read] relaxed: the lock orders it.
-  const int before = depth_.load(std::memory_order_relaxed);
-  if (before == 0) {
-    Platform::misuse("unquiesce() of a gate that is not quiesced");
-    return false;
+  chain ready;
+  {
+    const scoped_lock guard(lock_);
+    // [unquiesce.read] relaxed: the lock orders it.
+    const int before = depth_.load(std::memory_order_relaxed);
+    if (before == 0) {
+      Platform::misuse("unquiesce() of a gate that is not quiesced");
+      return false;
+    }
+    // [unquiesce.depth] release: pairs with [depth.read].
+    depth_.store(before - 1, std::memory_order_release);
+    if (before != 1) return false;
+    // [open.count] release: pairs with [wait.opens] and [wait.again]; before reopen().
+    (void)opens_.fetch_add(1, std::memory_order_release);
+    counter_.reopen();
+    // An empty section, ended in the shared word: the sum stays, the word changes,
+    // and who sleeps on it looks again.
+    if (counter_.try_add(1)) {
+      // [open.poke] release: as [end.count].
+      (void)ended_.fetch_add(1, std::memory_order_release);
+      ended_.wake_all();
+    }
+    take_ready(ready);
   }
-  // [unquiesce.depth] release: pairs with [depth.read].
-  depth_.store(before - 1, std::memory_order_release);
-  if (before != 1) return false;
-  // [open.count] release: pairs with [wait.opens] and [wait.again]; before reopen().
-  (void)opens_.fetch_add(1, std::memory_order_release);
-  counter_.reopen();
-  // An empty section, ended in the shared word: the sum stays, the word changes,
-  // and who sleeps on it looks again.
-  if (counter_.try_add(1)) ended_.publish_add(1);
+  ready.resume_all();
   return true;
 }
 
@@ -202,6 +273,97 @@ template <platform Platform>
 int basic_quiesce_gate<Platform>::depth() const noexcept {
   // [depth.read] acquire: pairs with [quiesce.depth] and [unquiesce.depth].
   return depth_.load(std::memory_order_acquire);
+}
+
+// -- waiters
+
+template <platform Platform>
+status basic_quiesce_gate<Platform>::quiesce_or_wait(waiter& queued) noexcept
+  requires(!is_process_shared<Platform>)
+{
+  quiesce_nowait();
+  return quiesced_or_wait(queued);
+}
+
+/// While asking_, nobody resumes the waiter: what the grace period brings about before
+/// the request returns is told by the return value.
+template <platform Platform>
+status basic_quiesce_gate<Platform>::quiesced_or_wait(waiter& queued) noexcept
+  requires(!is_process_shared<Platform>)
+{
+  if (!queued.claim()) return status::busy;
+  queued.run = &grace_over;
+  queued.next = nullptr;
+  queued.gate_ = this;
+  queued.result_ = status::ok;
+  queued.asking_ = true;
+  queued.graced_ = queued.cancelled_ = false;
+  {
+    const scoped_lock guard(lock_);
+    // [queue.opens] relaxed: the lock orders it, as it does all that changes opens_.
+    queued.opens_ = opens_.load(std::memory_order_relaxed);
+    queued.closed_ = depth() > 0;
+    waiters_.push_back(queued);
+  }
+  const bool granted = Platform::after_grace_period(queued);
+  const scoped_lock guard(lock_);
+  queued.asking_ = false;
+  if (granted && !(queued.graced_ && is_over(queued))) return status::in_progress;
+  waiters_.remove(queued);
+  queued.release();
+  return granted ? status::ok : status::not_permitted;
+}
+
+template <platform Platform>
+bool basic_quiesce_gate<Platform>::cancel(waiter& queued) noexcept
+  requires(!is_process_shared<Platform>)
+{
+  const scoped_lock guard(lock_);
+  if (!waiters_.contains(queued)) return false;
+  queued.cancelled_ = true;
+  if (!queued.graced_) return false;  // the platform still has its request
+  waiters_.remove(queued);
+  queued.release();
+  return true;
+}
+
+/// Called with the lock held, for a waiter whose grace period is over.
+template <platform Platform>
+bool basic_quiesce_gate<Platform>::is_over(const waiter& queued) const noexcept {
+  // [over.opens] relaxed and [over.ended] relaxed: the lock orders them.
+  return !queued.closed_ || opens_.load(std::memory_order_relaxed) != queued.opens_ ||
+         nobody_inside(ended_.load(std::memory_order_relaxed));
+}
+
+/// Called with the lock held, whenever waiters may have become ready.
+template <platform Platform>
+void basic_quiesce_gate<Platform>::take_ready(chain& ready) noexcept {
+  for (waiter* at = waiters_.first(); at != nullptr;) {
+    waiter& next = *std::exchange(at, waiters_.next(*at));
+    if (next.asking_ || !next.graced_) continue;
+    if (next.cancelled_) {
+      waiters_.make_ready(next, status::canceled, ready);
+    } else if (is_over(next)) {
+      waiters_.make_ready(next, status::ok, ready);
+    }
+  }
+}
+
+template <platform Platform>
+void basic_quiesce_gate<Platform>::grace_over(grace_callback& done) noexcept {
+  waiter& queued = static_cast<waiter&>(done);
+  queued.gate_->note_grace(queued);
+}
+
+template <platform Platform>
+void basic_quiesce_gate<Platform>::note_grace(waiter& queued) noexcept {
+  chain ready;
+  {
+    const scoped_lock guard(lock_);
+    queued.graced_ = true;
+    take_ready(ready);
+  }
+  ready.resume_all();
 }
 
 }  // namespace pmgate

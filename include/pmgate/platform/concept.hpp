@@ -23,7 +23,7 @@ namespace pmgate {
 /// A request to be told of the end of a grace period; lives in its owner.
 ///
 /// The platform may use `next` while the request is pending, and touches
-/// nothing of it once `run` has been called. Requests that the caller links
+/// nothing of it once `run` has been called, or if it refuses. Requests that the caller links
 /// through `next` are served by one grace period, in order.
 struct grace_callback {
   void (*run)(grace_callback&) noexcept = nullptr;
@@ -130,6 +130,7 @@ concept platform_mutex = requires(M& mutex) {
 /// * `this_thread()`: who runs; a value-initialised thread_id is nobody.
 /// * `misuse(text)`: a broken precondition; the call has no effect.
 /// * `trace(event, object)`: optional; costs nothing when absent.
+/// * `process_shared`: optional; see is_process_shared.
 template <class P>
 concept platform = requires(grace_callback& callback, const char* text) {
   requires platform_atomic<typename P::template atomic<std::uint64_t>, std::uint64_t>;
@@ -147,6 +148,15 @@ concept platform = requires(grace_callback& callback, const char* text) {
   { P::this_thread() } noexcept -> std::same_as<typename P::thread_id>;
   { P::misuse(text) } noexcept;
 };
+
+/// True for a platform whose gates lie in memory shared by processes: it says
+/// `static constexpr bool process_shared = true`. Such gates keep no pointers, so
+/// the forms that would queue one are missing.
+template <class Platform>
+inline constexpr bool is_process_shared = false;
+template <class Platform>
+  requires requires { requires Platform::process_shared; }
+inline constexpr bool is_process_shared<Platform> = true;
 
 /// Tells Platform::trace() of an event, where there is such a function.
 template <class Platform>

@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: MIT
+//
+// pmgate/detail/block/freeze_gate_door.hpp - the door of freeze_gate.hpp: how
+// those who find it closed wait, asleep or queued, and what lets them in.
+//
+// Whoever changes what may let enterers in wakes the sleepers and then walks the
+// queue, under its lock; whoever queues walks it, too, after queueing. So of a
+// change and a newcomer one sees the other. What runs user code, or may bring
+// about the drain, is left for after the locks: the aftermath.
+#ifndef PMGATE_DETAIL_BLOCK_FREEZE_GATE_DOOR_HPP
+#define PMGATE_DETAIL_BLOCK_FREEZE_GATE_DOOR_HPP
+
+#include <atomic>
+#include <utility>
+
+#include <pmgate/block/freeze_gate.hpp>
+
+namespace pmgate {
+
+/// The door is looked at after its count was read, and slept on with that count: a
+/// change in between is not missed. Being let through promises nothing: try again.
+template <platform Platform>
+template <class Sleep>
+status basic_freeze_gate<Platform>::enter_slow(enter_flags flags, Sleep sleep) noexcept {
+  while (!has(flags, enter_flags::nowait)) {
+    // [enter.door] acquire: pairs with [door.open]; what opened the gate is visible.
+    const std::uint32_t seen = door_.load(std::memory_order_acquire);
+    const bool open = is_open_to(flags);
+    if (is_dying()) return status::no_device;
+    if (!open) {
+      const status slept = sleep(seen);
+      if (slept != status::ok) return slept;
+    } else if (try_enter(flags)) {
+      return status::ok;
+    }
+  }
+  return status::again;
+}
+
+/// The wait condition of enter(), with its side effect: asking for a resume.
+template <platform Platform>
+bool basic_freeze_gate<Platform>::is_open_to(enter_flags flags) noexcept {
+  if (count().is_dying() || count().is_zero()) return false;
+  // [door.pm] acquire: pairs with [pm.clear] and [pm.suspended].
+  if (passes(pm_.load(std::memory_order_acquire), flags)) return true;
+  if (resume_ != nullptr) resume_(resume_context_);
+  return false;
+}
+
+template <platform Platform>
+auto basic_freeze_gate<Platform>::hold(enter_flags flags) noexcept -> ticket {
+  return ticket(enter(flags) == status::ok ? this : nullptr);
+}
+
+// -- what lets enterers in
+
+template <platform Platform>
+void basic_freeze_gate<Platform>::wake_door() noexcept {
+  aftermath after;
+  open_door(after);
+  finish(after);
+}
+
+template <platform Platform>
+void basic_freeze_gate<Platform>::open_door(aftermath& after) noexcept {
+  // [door.open] release: pairs with [enter.door].
+  (void)door_.fetch_add(1, std::memory_order_release);
+  door_.wake_all();
+  (void)admit(after, nullptr);
+}
+
+/// Lets in whoever may enter now, in order, and sends away whoever never can.
+///
+/// Returns: what became of the newcomer, who is not resumed by the aftermath.
+template <platform Platform>
+status basic_freeze_gate<Platform>::admit(aftermath& after, waiter* newcomer) noexcept {
+  status his = status::in_progress;
+  const scoped_lock guard(waiters_lock_);
+  if (newcomer != nullptr) {
+    newcomer->at_door_ = true;
+    enterers_.push_back(*newcomer);
+  }
+  for (waiter* at = enterers_.first(); at != nullptr;) {
+    waiter& first = *std::exchange(at, enterers_.next(*at));
+    const status result = admission(first.flags_, after);
+    if (result == status::in_progress) continue;
+    first.at_door_ = false;
+    if (&first == newcomer) {
+      his = result;
+      enterers_.remove(first);
+      first.release();
+    } else {
+      enterers_.make_ready(first, result, after.ready);
+    }
+  }
+  return his;
+}
+
+/// One turn of enter() on behalf of a waiter; in_progress if he has to go on waiting.
+template <platform Platform>
+status basic_freeze_gate<Platform>::admission(enter_flags flags, aftermath& after) noexcept {
+  if (is_dying()) return status::no_device;
+  if (!count().try_get_live()) return status::in_progress;
+  // [admit.pm] acquire: as [enter.pm].
+  if (passes(pm_.load(std::memory_order_acquire), flags)) return status::ok;
+  ++after.refused;
+  return status::in_progress;
+}
+
+/// To be called outside every lock. With nothing refused the gate is not touched: it may
+/// be gone, unless one of those who are resumed is inside.
+template <platform Platform>
+void basic_freeze_gate<Platform>::finish(aftermath& after) noexcept {
+  if (after.refused != 0) {
+    const resume_fn ask = resume_;
+    void* const context = resume_context_;
+    count().put(after.refused);  // from here the gate may be gone
+    if (ask != nullptr) ask(context);
+  }
+  after.ready.resume_all();
+}
+
+template <platform Platform>
+void basic_freeze_gate<Platform>::set_pm_only() noexcept {
+  // [pm.set] acq_rel: release pairs with [enter.pm] and [door.pm].
+  (void)pm_.fetch_add(1, std::memory_order_acq_rel);
+}
+
+template <platform Platform>
+void basic_freeze_gate<Platform>::clear_pm_only() noexcept {
+  // [pm.guess] relaxed: a guess; [pm.clear] decides.
+  std::uint32_t seen = pm_.load(std::memory_order_relaxed);
+  do {
+    if ((seen & ~suspended_bit) == 0) {
+      Platform::misuse("clear_pm_only() without set_pm_only()");
+      return;
+    }
+    // [pm.clear] acq_rel: release pairs with [enter.pm] and [door.pm].
+  } while (!pm_.compare_exchange_weak(seen, seen - 1, std::memory_order_acq_rel,
+                                      std::memory_order_relaxed));
+  if ((seen & ~suspended_bit) == 1) wake_door();
+}
+
+template <platform Platform>
+void basic_freeze_gate<Platform>::set_runtime_suspended(bool suspended) noexcept {
+  if (suspended) {
+    // [pm.suspended] acq_rel: release pairs with [enter.pm] and [door.pm].
+    (void)pm_.fetch_or(suspended_bit, std::memory_order_acq_rel);
+  } else {
+    // [pm.resumed] acq_rel: as [pm.suspended].
+    (void)pm_.fetch_and(~suspended_bit, std::memory_order_acq_rel);
+  }
+  wake_door();
+}
+
+template <platform Platform>
+void basic_freeze_gate<Platform>::set_resume_request(resume_fn ask, void* context) noexcept
+  requires(!is_process_shared<Platform>)
+{
+  resume_context_ = context;
+  resume_ = ask;
+}
+
+template <platform Platform>
+void basic_freeze_gate<Platform>::mark_dying() noexcept {
+  // [die.mark] release: pairs with [die.read].
+  dying_.store(true, std::memory_order_release);
+}
+
+template <platform Platform>
+status basic_freeze_gate<Platform>::start_drain(bool& closed_it) noexcept {
+  const status started = freeze_start(closed_it);
+  wake_door();
+  return started;
+}
+
+template <platform Platform>
+int basic_freeze_gate<Platform>::pm_only() const noexcept {
+  // [pm.read] acquire: as [depth.read].
+  return static_cast<int>(pm_.load(std::memory_order_acquire) & ~suspended_bit);
+}
+
+template <platform Platform>
+bool basic_freeze_gate<Platform>::is_dying() const noexcept {
+  // [die.read] acquire: pairs with [die.mark].
+  return dying_.load(std::memory_order_acquire);
+}
+
+// -- waiters
+
+template <platform Platform>
+status basic_freeze_gate<Platform>::enter_or_wait(waiter& queued, enter_flags flags) noexcept
+  requires(!is_process_shared<Platform>)
+{
+  if (try_enter(flags)) return status::ok;
+  if (has(flags, enter_flags::nowait)) return status::again;
+  if (!queued.claim()) return status::busy;
+  queued.flags_ = flags;
+  aftermath after;
+  const status result = admit(after, &queued);
+  finish(after);
+  return result;
+}
+
+template <platform Platform>
+status basic_freeze_gate<Platform>::freeze_or_wait(waiter& queued) noexcept
+  requires(!is_process_shared<Platform>)
+{
+  const status started = freeze_start();
+  return started == status::ok ? drained_or_wait(queued) : started;
+}
+
+/// Turned away by a drain that is told of or about to be: it cannot be undone while
+/// freeze_lock_ is held.
+template <platform Platform>
+status basic_freeze_gate<Platform>::drained_or_wait(waiter& queued) noexcept
+  requires(!is_process_shared<Platform>)
+{
+  if (!queued.claim()) return status::busy;
+  queued.result_ = status::ok;
+  while (!freezers_.add(queued)) {
+    const scoped_lock guard(freeze_lock_);
+    // [queue.depth] relaxed: the lock orders it.
+    if (depth_.load(std::memory_order_relaxed) == 0) continue;
+    await_drain();
+    queued.release();
+    return status::ok;
+  }
+  return status::in_progress;
+}
+
+template <platform Platform>
+bool basic_freeze_gate<Platform>::cancel(waiter& queued) noexcept
+  requires(!is_process_shared<Platform>)
+{
+  detail::waiter_chain<Platform> late;
+  bool found = false;
+  {
+    const scoped_lock guard(waiters_lock_);
+    found = std::exchange(queued.at_door_, false);
+    if (found) {
+      enterers_.remove(queued);
+    } else {
+      found = freezers_.cancel(queued, late);
+      if (!late.empty()) await_drain();
+    }
+    if (found) queued.release();
+  }
+  late.resume_all();
+  return found;
+}
+
+}  // namespace pmgate
+
+#endif  // PMGATE_DETAIL_BLOCK_FREEZE_GATE_DOOR_HPP
