@@ -49,7 +49,7 @@ bool is_hosted(string_view name) {
 int floor_of(string_view name) {
   static const std::map<string_view, int> files = {
       {"version.hpp", 0},    {"status.hpp", 0},           {"platform.hpp", 0},
-      {"percpu_ref.hpp", 1}, {"percpu_ref_types.hpp", 1}, {"pmgate.hpp", 4},
+      {"percpu_ref.hpp", 1}, {"percpu_ref_types.hpp", 0}, {"pmgate.hpp", 4},
   };
   static const std::map<string_view, int> folders = {
       {"platform", 0}, {"pm", 1}, {"vmbus", 1}, {"block", 2}, {"scsi", 3},

@@ -493,6 +493,6 @@ bool basic_freeze_gate<Platform>::is_frozen() const noexcept {
 
 }  // namespace pmgate
 
-#include <pmgate/detail/block/freeze_gate_door.hpp>
+#include <pmgate/detail/block/freeze_gate_impl.hpp>
 
 #endif  // PMGATE_BLOCK_FREEZE_GATE_HPP

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: MIT
 //
-// pmgate/detail/block/freeze_gate_door.hpp - the door of freeze_gate.hpp: how
+// pmgate/detail/block/freeze_gate_impl.hpp - the door of freeze_gate.hpp: how
 // those who find it closed wait, asleep or queued, and what lets them in.
 //
 // Whoever changes what may let enterers in wakes the sleepers and then walks the
 // queue, under its lock; whoever queues walks it, too, after queueing. So of a
 // change and a newcomer one sees the other. What runs user code, or may bring
 // about the drain, is left for after the locks: the aftermath.
-#ifndef PMGATE_DETAIL_BLOCK_FREEZE_GATE_DOOR_HPP
-#define PMGATE_DETAIL_BLOCK_FREEZE_GATE_DOOR_HPP
+#ifndef PMGATE_DETAIL_BLOCK_FREEZE_GATE_IMPL_HPP
+#define PMGATE_DETAIL_BLOCK_FREEZE_GATE_IMPL_HPP
 
 #include <atomic>
 #include <utility>
@@ -252,4 +252,4 @@ bool basic_freeze_gate<Platform>::cancel(waiter& queued) noexcept
 
 }  // namespace pmgate
 
-#endif  // PMGATE_DETAIL_BLOCK_FREEZE_GATE_DOOR_HPP
+#endif  // PMGATE_DETAIL_BLOCK_FREEZE_GATE_IMPL_HPP
