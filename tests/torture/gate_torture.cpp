@@ -2,15 +2,16 @@
 //
 // gate_torture.cpp - many threads at one freeze gate, and a history checker.
 //
-// Usage:  gate_torture [--seconds N] [--threads N] [--platform linux|portable] [--seed N]
+// Usage:  gate_torture [--seconds N] [--enters N] [--freezes N] [--threads N]
+//                      [--platform linux|portable] [--seed N]
 // Prints: counts of enters, freezes and violations. Exit status 1 on any violation.
 //
 // The history that is checked: no entry overlaps a frozen interval. Who enters says
 // so in a word of his own, with plain stores that order nothing, so that nothing but
 // the gate keeps them in order; who has frozen looks at all the words, and who leaves
-// looks whether anybody has frozen. Entries are handed to other threads, freezes
-// nest, and now and then the gate is destroyed right after freeze_wait(), its memory
-// poisoned and used again.
+// looks whether anybody has frozen. Entries are handed to other threads, queued and
+// cancelled, freezes nest, threads move between CPUs, and now and then the gate is
+// destroyed right after freeze_wait(), its memory poisoned and used again.
 #include <algorithm>
 #include <array>
 #include <atomic>
@@ -24,6 +25,7 @@
 #include <new>
 #include <string_view>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #if defined(__linux__)
@@ -40,6 +42,8 @@ using pmgate::status;
 
 struct options {
   std::int64_t seconds = 3;
+  std::uint64_t enters = 0;   // at least so many,
+  std::uint64_t freezes = 0;  // and so many, however long it takes
   std::int64_t threads = 4;
   std::uint64_t seed = 1;
   bool portable = false;
@@ -86,6 +90,8 @@ void stutter(random_numbers& random) {
 struct counts {
   std::atomic<std::uint64_t> enters{0};
   std::atomic<std::uint64_t> refusals{0};
+  std::atomic<std::uint64_t> resumed{0};
+  std::atomic<std::uint64_t> cancelled{0};
   std::atomic<std::uint64_t> handed_over{0};
   std::atomic<std::uint64_t> freezes{0};
   std::atomic<std::uint64_t> timed_out{0};
@@ -102,6 +108,37 @@ void violation(const char* what, std::uint64_t seed) {
                  static_cast<unsigned long long>(seed));
   }
 }
+
+/// A waiter, and how often it was resumed.
+template <class P>
+class waiting {
+ public:
+  typename pmgate::basic_freeze_gate<P>::waiter waiter{&resume};
+
+  /// After in_progress: cancels if told so, else is idle until it is resumed.
+  /// Returns: status::again if cancelled.
+  template <class Idle>
+  status outcome(pmgate::basic_freeze_gate<P>& gate, bool cancel, std::uint64_t seed, Idle idle) {
+    if (cancel && gate.cancel(waiter)) {
+      total.cancelled.fetch_add(1, std::memory_order_relaxed);
+      if (resumed_.load() != 0) violation("cancelled and resumed", seed);
+      return status::again;
+    }
+    while (resumed_.load(std::memory_order_acquire) == 0) idle();
+    total.resumed.fetch_add(1, std::memory_order_relaxed);
+    if (resumed_.exchange(0) != 1) violation("resumed twice", seed);
+    return result_;
+  }
+
+ private:
+  static void resume(pmgate::basic_gate_waiter<P>& self, status result) noexcept {
+    auto& whole = *reinterpret_cast<waiting*>(&self);  // its first member
+    whole.result_ = result;
+    whole.resumed_.fetch_add(1, std::memory_order_release);
+  }
+  status result_ = status::ok;
+  std::atomic<int> resumed_{0};
+};
 
 template <class P>
 class torture {
@@ -125,10 +162,7 @@ class torture {
     rebuilder(1003);
     stop_ = true;
     // Freezers may be waiting for entries that were handed over and not taken.
-    while (users_.load() != 0) {
-      empty_all_boxes();
-      std::this_thread::yield();
-    }
+    while (users_.load() != 0) make_way();
     for (auto& thread : threads) thread.join();
     empty_all_boxes();
     if (gate_->freeze() != status::ok) violation("the last freeze", options_.seed);
@@ -167,26 +201,36 @@ class torture {
   }
 
   void user(unsigned number) {
-    pin_to(number);
     random_numbers random(options_.seed + number);
     std::atomic<int>& mine = own_words_[number].inside;
+    waiting<P> queued;
+    const auto idle = [this] { make_way(); };
     std::uint64_t enters = 0;
     std::uint64_t refusals = 0;
     while (!stop_.load(std::memory_order_relaxed)) {
       if (!begin_use()) {
-        // Whoever has an entry may leave also now: it keeps the gate from going.
-        empty_all_boxes();
-        std::this_thread::yield();
+        make_way();
         continue;
       }
+      pin_to(random(8) == 0 ? static_cast<unsigned>(random(64)) : number);
       for (int i = 0; i < 200 && gate_is_there_.load(std::memory_order_relaxed); ++i) {
+        enters += in_and_out(mine);
         // Blocking entries only with a deadline: the gate may be about to go.
         const std::uint64_t how = random(16);
         const enter_flags flags = how % 2 == 0 ? enter_flags::none : enter_flags::pm;
         const std::uint64_t sure_before = pm_sure_.load(std::memory_order_acquire);
-        const status answer =
-            how < 12 ? gate_->enter(flags | enter_flags::nowait)
-                     : gate_->enter_until(P::now() + P::milliseconds(1), flags);
+        status answer;
+        if (how < 10) {
+          answer = gate_->enter(flags | enter_flags::nowait);
+        } else if (how < 12) {
+          answer = gate_->enter_until(P::now() + P::milliseconds(1), flags);
+        } else {
+          answer = gate_->enter_or_wait(queued.waiter, flags);
+          if (answer == status::in_progress) {
+            stutter(random);
+            answer = queued.outcome(*gate_, random(2) == 0, options_.seed, idle);
+          }
+        }
         if (answer != status::ok) {
           ++refusals;
           continue;
@@ -211,9 +255,23 @@ class torture {
       }
       end_use();
       empty_all_boxes();
+      // Now and then the freezers have the CPUs to themselves.
+      if (random(2) == 0) std::this_thread::sleep_for(std::chrono::microseconds(random(5000)));
+      total.enters.fetch_add(std::exchange(enters, 0), std::memory_order_relaxed);
+      total.refusals.fetch_add(std::exchange(refusals, 0), std::memory_order_relaxed);
     }
-    total.enters.fetch_add(enters);
-    total.refusals.fetch_add(refusals);
+  }
+  /// The bulk: nothing but entering, the two words, and leaving.
+  std::uint64_t in_and_out(std::atomic<int>& mine) {
+    std::uint64_t enters = 0;
+    while (enters < 500 && gate_->try_enter()) {
+      mine.store(1, std::memory_order_relaxed);
+      ++enters;
+      check_not_frozen();
+      mine.store(0, std::memory_order_relaxed);
+      gate_->exit();
+    }
+    return enters;
   }
   // A box holds an entry that whoever takes it will leave. Legal at any time: an
   // entry keeps the gate from going. Its exit may be the end of the gate.
@@ -235,18 +293,29 @@ class torture {
   void empty_all_boxes() {
     for (auto& box : boxes_) empty(box);
   }
+  /// Whoever waits lets the freezers get on: legal at any time, as the entry in a box
+  /// keeps the gate from going.
+  void make_way() {
+    empty_all_boxes();
+    std::this_thread::yield();
+  }
 
   void freezer(unsigned number) {
-    pin_to(number);
     random_numbers random(options_.seed + number);
+    waiting<P> queued;
+    const auto idle = [this] { make_way(); };
     while (!stop_.load(std::memory_order_relaxed)) {
       if (!begin_use()) {
         std::this_thread::yield();
         continue;
       }
       const std::uint64_t how = random(16);
+      if (how == 15) pin_to(static_cast<unsigned>(random(64)));
       if (gate_->freeze_start() != status::ok) violation("freeze_start refused", options_.seed);
-      if (how == 0) {  // undone without a wait
+      if (how == 4 && gate_->drained_or_wait(queued.waiter) == status::in_progress &&
+          queued.outcome(*gate_, random(2) == 0, options_.seed, idle) != status::ok) {
+        // Cancelled: undone without a wait.
+      } else if (how == 0) {  // undone without a wait
         stutter(random);
       } else if (how == 1 &&
                  !gate_->freeze_wait_until(P::now() + P::milliseconds(0))) {
@@ -268,6 +337,8 @@ class torture {
       if (how == 3) gate_->switch_to_percpu();
       end_use();
       if (random(4) == 0) std::this_thread::yield();
+      // In bursts, so that the users get somewhere.
+      if (random(1000) == 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));
     }
   }
 
@@ -297,7 +368,8 @@ class torture {
   void rebuilder(unsigned number) {
     random_numbers random(options_.seed + number);
     const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(options_.seconds);
-    while (std::chrono::steady_clock::now() < end) {
+    while (std::chrono::steady_clock::now() < end || total.enters.load() < options_.enters ||
+           total.freezes.load() < options_.freezes) {
       std::this_thread::sleep_for(std::chrono::microseconds(500 + random(2000)));
       // One entry stays inside and is left by another thread while we wait: its exit
       // is the one that must have let go of the gate.
@@ -338,8 +410,11 @@ class torture {
 
 void usage(std::FILE* to) {
   std::fputs(
-      "usage: gate_torture [--seconds N] [--threads N] [--platform linux|portable] [--seed N]\n"
-      "  --seconds N    how long (default 3)\n"
+      "usage: gate_torture [--seconds N] [--enters N] [--freezes N] [--threads N]\n"
+      "                    [--platform linux|portable] [--seed N]\n"
+      "  --seconds N    how long at least (default 3)\n"
+      "  --enters N     how many entries at least (default 0)\n"
+      "  --freezes N    how many freezes at least (default 0)\n"
       "  --threads N    how many threads enter and leave (default 4)\n"
       "  --platform P   linux (the default where there is one) or portable\n"
       "  --seed N       for the random stutter (default 1)\n"
@@ -361,6 +436,10 @@ bool parse(const std::vector<std::string_view>& arguments, options& wanted) {
     const std::string_view value = arguments[i + 1];
     if (name == "--seconds") {
       if (!parse(value, wanted.seconds) || wanted.seconds < 1) return false;
+    } else if (name == "--enters") {
+      if (!parse(value, wanted.enters)) return false;
+    } else if (name == "--freezes") {
+      if (!parse(value, wanted.freezes)) return false;
     } else if (name == "--threads") {
       if (!parse(value, wanted.threads) || wanted.threads < 1) return false;
     } else if (name == "--seed") {
@@ -402,6 +481,8 @@ int main(int count, char** texts) {
   };
   print("enters", total.enters);
   print("refusals", total.refusals);
+  print("resumed", total.resumed);
+  print("cancelled", total.cancelled);
   print("handed over", total.handed_over);
   print("freezes", total.freezes);
   print("timed out", total.timed_out);
