@@ -8,6 +8,8 @@
 // threads that share CPUs and move between them.
 //
 // PMGATE_INTERLEAVINGS_SCALE=n allows n preemptions more (or less) than each test asks for.
+// PMGATE_INTERLEAVINGS_TALLY=file has the program leave there what it has explored, for
+// the sum over all programs.
 #ifndef PMGATE_TESTS_EXPLORE_MODELS_HPP
 #define PMGATE_TESTS_EXPLORE_MODELS_HPP
 
@@ -42,6 +44,11 @@ struct tally {
     } else {
       std::printf("%u incomplete\n", incomplete);
     }
+    const char* const file = std::getenv("PMGATE_INTERLEAVINGS_TALLY");
+    std::FILE* const out = file != nullptr ? std::fopen(file, "w") : nullptr;
+    if (out == nullptr) return;
+    std::fprintf(out, "%llu %u %u\n", schedules, tests, incomplete);
+    std::fclose(out);
   }
 };
 
