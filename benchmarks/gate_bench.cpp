@@ -10,6 +10,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <shared_mutex>
 #include <string>
 #include <thread>
@@ -25,6 +26,7 @@
 #endif
 
 #include <pmgate/block/freeze_gate.hpp>
+#include <pmgate/block/many_gates.hpp>
 #include <pmgate/block/quiesce_gate.hpp>
 #include <pmgate/percpu_ref.hpp>
 #include <pmgate/platform/portable.hpp>
@@ -187,27 +189,81 @@ void enter_exit(benchmark::State& state) {
                          benchmark::Counter::kAvgThreadsRate | benchmark::Counter::kInvert);
 }
 
+/// Threads of this process that keep other CPUs busy.
+class busy_threads {
+ public:
+  explicit busy_threads(std::int64_t count) {
+    for (std::int64_t i = 0; i < count; ++i) {
+      threads_.emplace_back([this, i] {
+        pin_to(static_cast<int>(i) + 1);
+        while (!stop_.load(std::memory_order_relaxed)) {
+        }
+      });
+    }
+  }
+  ~busy_threads() {
+    stop_ = true;
+    for (auto& thread : threads_) thread.join();
+  }
+  busy_threads(const busy_threads&) = delete;
+  busy_threads& operator=(const busy_threads&) = delete;
+
+ private:
+  std::atomic<bool> stop_{false};
+  std::vector<std::thread> threads_;
+};
+
 /// Closing and opening, with `busy` other CPUs busy in this process.
 template <class Subject>
 void close_open(benchmark::State& state) {
   pin_to(0);
   Subject subject;
-  std::atomic<bool> stop{false};
-  std::vector<std::thread> busy;
-  for (std::int64_t i = 0; i < state.range(0); ++i) {
-    busy.emplace_back([&stop, i] {
-      pin_to(static_cast<int>(i) + 1);
-      while (!stop.load(std::memory_order_relaxed)) {
-      }
-    });
-  }
+  const busy_threads busy(state.range(0));
   for (auto _ : state) {
     subject.close();
     benchmark::ClobberMemory();
     subject.open();
   }
-  stop = true;
-  for (auto& thread : busy) thread.join();
+}
+
+using benchmark_clock = std::chrono::steady_clock;
+
+double seconds_since(benchmark_clock::time_point begin) {
+  return std::chrono::duration<double>(benchmark_clock::now() - begin).count();
+}
+
+/// Freezing `gates` gates, with `busy` other CPUs busy: all at once, or one by one. The
+/// time is that of closing; opening is another benchmark.
+template <bool together>
+void freeze_many(benchmark::State& state) {
+  pin_to(0);
+  std::deque<pmgate::freeze_gate> gates(static_cast<std::size_t>(state.range(0)));
+  const busy_threads busy(state.range(1));
+  for (auto _ : state) {
+    const auto begin = benchmark_clock::now();
+    if constexpr (together) {
+      (void)pmgate::freeze_all(gates);
+    } else {
+      for (auto& gate : gates) (void)gate.freeze();
+    }
+    state.SetIterationTime(seconds_since(begin));
+    pmgate::unfreeze_all(gates);
+  }
+  state.counters["per_gate"] =
+      benchmark::Counter(static_cast<double>(state.iterations() * state.range(0)),
+                         benchmark::Counter::kIsRate | benchmark::Counter::kInvert);
+}
+
+/// Opening a gate with nobody waiting: 100 of them per reading of the clock.
+void thaw(benchmark::State& state) {
+  pin_to(0);
+  std::deque<pmgate::freeze_gate> gates(100);
+  for (auto _ : state) {
+    (void)pmgate::freeze_all(gates);
+    const auto begin = benchmark_clock::now();
+    pmgate::unfreeze_all(gates);
+    state.SetIterationTime(seconds_since(begin) / static_cast<double>(gates.size()));
+  }
 }
 
 #if PMGATE_DETAIL_RSEQ
@@ -244,6 +300,15 @@ void add_close_open(const std::string& name) {
       ->ComputeStatistics("min", &least);
 }
 
+template <bool together>
+void add_freeze_many(const std::string& name) {
+  benchmark::RegisterBenchmark(("gate_freeze_many/" + name).c_str(), &freeze_many<together>)
+      ->ArgNames({"gates", "busy"})
+      ->ArgsProduct({{1, 1000}, {0, 1}})
+      ->UseManualTime()
+      ->ComputeStatistics("min", &least);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -274,6 +339,12 @@ int main(int argc, char** argv) {
   if (sequences) add_close_open<membarrier_subject>("one_membarrier");
 #endif
   add_close_open<shared_mutex_subject>("shared_mutex");
+
+  add_freeze_many<true>("freeze_all");
+  add_freeze_many<false>("one_by_one");
+  benchmark::RegisterBenchmark("gate_thaw/freeze_gate", &thaw)
+      ->UseManualTime()
+      ->ComputeStatistics("min", &least);
 
   benchmark::RunSpecifiedBenchmarks();
   benchmark::Shutdown();
