@@ -232,7 +232,7 @@ std::string replay_file(const std::string& file, const std::set<std::size_t>& un
   }
   if (!objects->finish()) {
     left_over = true;
-    (void)objects.release();  // somebody sleeps in there, on a thread of his own
+    (void)objects.release();  // somebody sleeps in there, on a stack of his own
   }
   return text;
 }
@@ -322,7 +322,7 @@ int run(int argc, char** argv) {
   std::printf("%zu passed, %zu failed\n", passed, failed);
   std::fflush(stdout);
   const int exit_status = !all_read ? 2 : failed != 0 ? 1 : 0;
-  if (left_over) std::_Exit(exit_status);  // threads sleep for ever in what was replayed
+  if (left_over) std::_Exit(exit_status);  // tasks sleep for ever in what was replayed
   return exit_status;
 }
 

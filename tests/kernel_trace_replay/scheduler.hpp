@@ -3,14 +3,13 @@
 // scheduler.hpp - the world in which traces are replayed: actors that run one
 // at a time, virtual time, and grace periods that readers hold open.
 //
-// A task is a thread with a baton. It runs until it sleeps or has finished its
-// job; what it wakes runs afterwards, in the order in which it was woken. When
-// nobody can run, grace periods advance, and when they cannot, timers fire.
+// A task has a stack of its own. It runs until it sleeps or has finished its job;
+// what it wakes runs afterwards, in the order in which it was woken. When nobody
+// can run, grace periods advance, and when they cannot, timers fire.
 #ifndef PMGATE_TESTS_KERNEL_TRACE_REPLAY_SCHEDULER_HPP
 #define PMGATE_TESTS_KERNEL_TRACE_REPLAY_SCHEDULER_HPP
 
 #include <algorithm>
-#include <condition_variable>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -18,14 +17,14 @@
 #include <functional>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <set>
 #include <string>
-#include <thread>
 #include <utility>
 #include <vector>
 
 #include <pmgate/platform/concept.hpp>
+
+#include "carrier.hpp"
 
 namespace replay {
 
@@ -39,7 +38,7 @@ class scheduler;
   std::_Exit(1);
 }
 
-/// An actor: does one job after another, on a thread of its own.
+/// An actor: does one job after another.
 class task {
  public:
   explicit task(std::string name) : name_(std::move(name)) {}
@@ -56,10 +55,10 @@ class task {
   std::string name_;
   std::function<void()> job_;
   bool queued_ = false;  // among those that can run
-  bool baton_ = false;
-  bool leave_ = false;
-  std::condition_variable turn_;
-  std::thread thread_;
+  carrier carrier_{[this] {
+    if (job_) job_();
+    job_ = nullptr;
+  }};
 };
 
 /// One grace period at a time. It waits for the readers inside when it begins;
@@ -108,15 +107,7 @@ class scheduler {
   static constexpr std::uint64_t patience = 2000000;  // steps a task may take without a sleep
 
   scheduler() { active() = this; }
-  ~scheduler() {
-    for (auto& [name, actor] : tasks_) {
-      if (!actor->thread_.joinable()) continue;
-      actor->leave_ = true;
-      run(*actor);
-      actor->thread_.join();
-    }
-    active() = nullptr;
-  }
+  ~scheduler() { active() = nullptr; }
   scheduler(const scheduler&) = delete;
   scheduler& operator=(const scheduler&) = delete;
 
@@ -143,7 +134,6 @@ class scheduler {
   }
   void start(task& actor, std::function<void()> job) {
     actor.job_ = std::move(job);
-    if (!actor.thread_.joinable()) actor.thread_ = std::thread([this, &actor] { serve(actor); });
     wake(actor);
   }
   void wake(task& sleeper) {
@@ -154,7 +144,7 @@ class scheduler {
   /// The current task sleeps until it is woken.
   void sleep() {
     if (current_ == nullptr) give_up(where + ": the library blocks in a callback or a query");
-    pass_baton(*current_);
+    current_->carrier_.leave();
   }
   timer_key after(std::int64_t when, std::function<void()> call) {
     const timer_key key{when, ++timers_made_};
@@ -170,7 +160,7 @@ class scheduler {
     if (current_ == nullptr) give_up(where + ": the library spins in a callback or a query");
     spins_ = true;
     steps_ = 0;
-    for (;;) pass_baton(*current_);
+    for (;;) current_->carrier_.leave();
   }
   [[nodiscard]] bool spins() const { return spins_; }
 
@@ -199,40 +189,13 @@ class scheduler {
   }
 
  private:
-  // Hands the baton to a task and waits until it comes back.
+  // Lets a task run until it sleeps or has finished.
   void run(task& next) {
-    std::unique_lock guard(lock_);
     current_ = &next;
-    next.baton_ = true;
-    next.turn_.notify_one();
-    returned_.wait(guard, [this] { return current_ == nullptr; });
-  }
-  void pass_baton(task& self) {
-    std::unique_lock guard(lock_);
-    self.baton_ = false;
+    next.carrier_.enter();
     current_ = nullptr;
-    returned_.notify_one();
-    self.turn_.wait(guard, [&self] { return self.baton_; });
-  }
-  void serve(task& self) {
-    {
-      std::unique_lock guard(lock_);
-      self.turn_.wait(guard, [&self] { return self.baton_; });
-    }
-    while (!self.leave_) {
-      if (self.job_) {
-        self.job_();
-        self.job_ = nullptr;
-      }
-      pass_baton(self);
-    }
-    const std::scoped_lock guard(lock_);
-    current_ = nullptr;
-    returned_.notify_one();
   }
 
-  std::mutex lock_;
-  std::condition_variable returned_;
   task* current_ = nullptr;
   std::map<std::string, std::unique_ptr<task>> tasks_;
   std::deque<task*> ready_;
