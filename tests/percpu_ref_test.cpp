@@ -506,9 +506,9 @@ TEST_CASE_TEMPLATE("19: mode switches of a ref made without allow_reinit are rep
   CHECK(r.released == 1);
   CHECK_FALSE(r.resurrect());
   CHECK(log.take() == 1);
-  r.switch_to_percpu();
+  r.switch_to_percpu();  // of a dying ref: nothing to do
 
-  CHECK(log.take() == 1);
+  CHECK(log.take() == 0);
   CHECK(r.is_dying());
   CHECK(r.released == 1);
 }
@@ -604,6 +604,45 @@ TEST_CASE("21c: switch_to_percpu during a switch to atomic waits for it and undo
 
   CHECK(r.snapshot().percpu);
   CHECK(r.confirmed == 1);
+  CHECK(r.count() == 1);
+}
+
+TEST_CASE("21d: switch_to_percpu of a dying ref made without allow_reinit waits for the switch") {
+  const misuse_log log;
+  deferred r;
+  REQUIRE(r.kill());
+
+  worker back([&] { r.switch_to_percpu(); });
+  CHECK(back.is_blocked());
+  grace().run();
+  back.join();
+
+  CHECK_FALSE(r.snapshot().percpu);
+  CHECK(r.released == 1);
+  CHECK(log.count() == 0);
+}
+
+TEST_CASE("21e: a kill undone while it waited puts its reference where a per-CPU ref has it put") {
+  deferred r(reinit_allowed);
+  REQUIRE(r.switch_to_atomic());
+  worker killer([&] { (void)r.kill(); });
+  while (!r.is_dying()) std::this_thread::yield();
+  CHECK(killer.is_blocked());
+  worker back([&] { r.switch_to_percpu(); });
+  while (r.snapshot().force_atomic) std::this_thread::yield();
+  CHECK(back.is_blocked());
+  worker undone([&] { (void)r.resurrect(); });
+  while (r.is_dying()) std::this_thread::yield();
+  CHECK(undone.is_blocked());
+
+  grace().run();
+  killer.join();
+  back.join();
+  undone.join();
+
+  CHECK(r.snapshot().percpu);
+  CHECK(r.snapshot().shared == 2);
+  CHECK(r.snapshot().per_cpu == -1);
   CHECK(r.count() == 1);
 }
 

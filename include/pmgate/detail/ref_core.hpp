@@ -259,14 +259,6 @@ bool ref_core<Platform, Owner>::switch_to_atomic_sync() noexcept {
 template <platform Platform, class Owner>
 void ref_core<Platform, Owner>::switch_to_percpu() noexcept {
   lock_.lock();
-  if (!allow_reinit_) {
-    const bool nothing_to_do = percpu_;
-    lock_.unlock();
-    if (!nothing_to_do) {
-      Platform::misuse("switch_to_percpu() of a percpu_ref made without allow_reinit");
-    }
-    return;
-  }
   force_atomic_ = false;
   (void)choose_mode(nullptr, false, stage::pending);
 }
@@ -327,7 +319,7 @@ bool ref_core<Platform, Owner>::choose_mode(confirm_fn confirm, bool drop_initia
   }
   lock_.unlock();
   if (confirm_now && confirm != nullptr) confirm(owner());
-  if (drop != 0) put_shared(drop);  // else the ref may be gone
+  if (drop != 0) put(drop);  // else the ref may be gone
   return true;
 }
 
