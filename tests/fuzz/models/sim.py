@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: MIT
+"""Cooperative threads, wait queues, mutexes, grace periods and virtual time.
+
+An operation is a generator; it yields while it sleeps.  One task runs at a time and
+is never interrupted: a task that it wakes runs after it has slept or finished.
+"""
+from collections import deque
+import heapq
+import itertools
+
+
+class Task:
+    def __init__(self, name, gen):
+        self.name, self.gen = name, gen
+        self.finished, self.result = False, None
+        self.queued = False             # in the ready list
+
+
+class Sim:
+    SETTLE_MS = 400                     # virtual time that passes after each operation
+
+    def __init__(self):
+        self.ready = deque()
+        self.timers = []
+        self.now = 0
+        self.steps = 0                  # how often a task was let run
+        self.seq = itertools.count()
+        self.cur = None
+        self.events = []                # of the current window
+        self.once = set()               # events of this window emitted at most once
+        self.warned = set()             # WARN_ONCE, per scenario
+        self.contended = False          # several tasks could run at a time in this window
+        self.domains = []
+        self.rcu = GracePeriods(self)
+
+    # -- reporting
+    def begin_window(self):
+        self.events, self.once, self.contended = [], set(), False
+
+    def emit(self, text):
+        self.events.append(text)
+
+    def emit_once_per_actor(self, text):
+        key = (self.cur.name, text)
+        if key not in self.once:
+            self.once.add(key)
+            self.emit(text)
+
+    def warn_once(self, what):
+        if what not in self.warned:
+            self.warned.add(what)
+            self.emit("WARN " + what)
+
+    # -- tasks
+    def spawn(self, name, gen):
+        task = Task(name, gen)
+        self.wake(task)
+        return task
+
+    def wake(self, task):
+        if not task.finished and not task.queued:
+            task.queued = True
+            if self.ready:
+                self.contended = True
+            self.ready.append(task)
+
+    def after(self, ms, fn):
+        entry = [self.now + ms, next(self.seq), fn]
+        heapq.heappush(self.timers, entry)
+        return entry
+
+    def _step(self):
+        task = self.ready.popleft()
+        task.queued = False
+        self.cur = task
+        self.steps += 1
+        try:
+            next(task.gen)
+        except StopIteration as stop:
+            task.finished, task.result = True, stop.value
+        self.cur = None
+
+    def settle(self):
+        """Run until nothing moves: threads first, then grace periods, then timers."""
+        horizon = self.now + self.SETTLE_MS
+        while True:
+            if self.ready:
+                self._step()
+            elif any(d.advance() for d in self.domains):
+                pass
+            elif self.timers and self.timers[0][0] <= horizon:
+                when, _, fn = heapq.heappop(self.timers)
+                self.now = max(self.now, when)
+                if fn:
+                    fn()
+            else:
+                break
+        self.now = horizon
+
+
+class WaitQueue:
+    def __init__(self, sim):
+        self.sim, self.sleepers = sim, []
+
+    def wait(self, cond, ms=None):
+        """Sleep until cond() (True) or ms have passed (False).  cond() is evaluated
+        once before sleeping and then at each wake-up only."""
+        me, expired = self.sim.cur, []
+        timer = None
+        if ms is not None:
+            timer = self.sim.after(ms, lambda: (expired.append(1), self.sim.wake(me)))
+        while True:
+            self.sleepers.append(me)
+            ok = cond()
+            if ok or expired:
+                self.sleepers.remove(me)
+                if timer:
+                    timer[2] = None
+                return bool(ok)
+            yield
+            if me in self.sleepers:     # woken by the timer
+                self.sleepers.remove(me)
+
+    def wake_all(self):
+        woken, self.sleepers = self.sleepers, []
+        for task in woken:
+            self.sim.wake(task)
+
+    def wake_one(self):
+        if self.sleepers:
+            self.sim.wake(self.sleepers.pop(0))
+
+
+class Mutex:
+    def __init__(self, sim):
+        self.held, self.wq = False, WaitQueue(sim)
+
+    def lock(self):
+        yield from self.wq.wait(lambda: not self.held)
+        self.held = True
+
+    def unlock(self):
+        self.held = False
+        self.wq.wake_one()
+
+
+class GracePeriods:
+    """One grace period at a time.  It waits for the readers inside when it begins;
+    callbacks queued meanwhile belong to the next one."""
+
+    def __init__(self, sim):
+        self.sim = sim
+        self.readers = []
+        self.current = None             # (blocking readers, callbacks)
+        self.queued = []
+        sim.domains.append(self)
+
+    def lock(self, who):
+        self.readers.append(who)
+
+    def unlock(self, who):
+        self.readers.remove(who)
+        if self.current and who not in self.readers:
+            self.current[0].discard(who)
+
+    def call(self, fn):
+        self.queued.append(fn)
+
+    def advance(self):
+        if self.current:
+            blockers, callbacks = self.current
+            if blockers:
+                return False
+            self.current = None
+            for fn in callbacks:
+                fn()
+            return True
+        if self.queued:
+            self.current = (set(self.readers), self.queued)
+            self.queued = []
+            return True
+        return False
+
+    def synchronize(self):
+        done, wq = [], WaitQueue(self.sim)
+        self.call(lambda: (done.append(1), wq.wake_all()))
+        yield from wq.wait(lambda: done)

@@ -1,0 +1,397 @@
+# SPDX-License-Identifier: MIT
+"""The table of operations: how often a script has each, with which arguments, and when it
+is legal. To add an operation, add a row here, and what it does to a table of models/world.py."""
+
+
+class Row:
+    """One operation.
+
+    template  words; {X} is a field, filled in by FIELDS. Its first field names the object.
+    weight    how often it is proposed
+    legal     legal(script, account, words, actor), asked before it is issued
+    begin     begin(script, account, words, actor), when it is issued: what it gives up
+    end       end(script, account, words, result), when it has returned: what it has got
+    enters    it asks the gate of its queue, and may block there
+    creates   it makes the object that it names
+    kinds     of the objects that it may name: R a ref, Q a queue, N a request
+    plain     a simpler operation that often does in its place
+    """
+
+    def __init__(self, template, weight, legal=None, begin=None, end=None, enters=False,
+                 creates=False, kinds=None, plain=None):
+        words = template.split()
+        self.name, self.weight = words[0], weight
+        self.legal = legal or (lambda s, a, w, who: True)
+        self.begin, self.end, self.enters, self.creates = begin, end, enters, creates
+        self.plain = plain
+        self.parts = [self._part(word) for word in words[1:]]
+        first = self.parts[0][1] if self.parts else None
+        self.kinds = kinds or KINDS.get(first, "")
+
+    @staticmethod
+    def _part(word):
+        """What stands before the field, and its name."""
+        before, brace, rest = word.partition("{")
+        return before, rest[:-1] if brace else None
+
+    def propose(self, script, random):
+        """A text, or None where there is nothing to choose from."""
+        words = [self.name]
+        for before, field in self.parts:
+            value = FIELDS[field](script, random) if field else ""
+            if value is None:
+                return None
+            if before or value:
+                words.append(before + value)
+        return " ".join(words)
+
+    def simpler(self, words):
+        """The same operation with one argument simpler, for each that could be."""
+        for at, word in enumerate(words[1:], 1):
+            if at - 1 >= len(self.parts):
+                return
+            before, field = self.parts[at - 1]
+            for plain in SIMPLEST.get(field, ()):
+                if word == before + plain:
+                    break
+                if plain:
+                    yield words[:at] + [before + plain] + words[at + 1:]
+                else:
+                    yield words[:at] + words[at + 1:]
+
+    def cost(self, words):
+        """How far the arguments are from the simplest."""
+        total = 1 if self.plain else 0
+        for (before, field), word in zip(self.parts, words[1:]):
+            values = SIMPLEST.get(field)
+            if values:
+                plain = [before + value for value in values]
+                total += 1 + (plain.index(word) if word in plain else len(plain))
+        return total
+
+
+# --- arguments -------------------------------------------------------------------------------
+
+def chosen(*values):
+    count = len(values)
+    return lambda s, random: values[int(random() * count)]
+
+
+def name_of(kind):
+    def choose(s, random):
+        known = s.by_kind[kind]
+        return known[int(random() * len(known))].name if known else None
+    return choose
+
+
+def request_that_is(state):
+    def choose(s, random):
+        known = s.requests[state]
+        return known[int(random() * len(known))] if known else None
+    return choose
+
+
+KINDS = {"R": "R", "Q": "Q", "allocated": "N", "dispatched": "N"}
+FIELDS = {
+    "R": name_of("R"),
+    "Q": name_of("Q"),
+    "new_ref": chosen("a", "b"),
+    "new_queue": chosen("q", "p"),
+    "new": lambda s, random: f"r{s.made + 1}",
+    "allocated": request_that_is("allocated"),
+    "dispatched": request_that_is("dispatched"),
+    "init_flags": chosen("0", "ALLOW_REINIT", "ALLOW_REINIT", "ALLOW_REINIT", "ATOMIC", "DEAD",
+                         "ATOMIC|DEAD", "ATOMIC|ALLOW_REINIT", "DEAD|ALLOW_REINIT",
+                         "ATOMIC|DEAD|ALLOW_REINIT"),
+    "on_release": chosen("", "", "", "", "", "", "on_release=exit"),
+    "count": chosen("1", "2", "3", "5"),
+    "confirm": chosen("", "confirm"),
+    "flags": chosen("0", "0", "0", "NOWAIT", "PM", "PM", "NOWAIT|PM"),
+    "bio_flags": chosen("0", "0", "NOWAIT"),
+    "bool": chosen("0", "1"),
+    "kind": chosen("disk", "mq"),
+    "has_pm": chosen("1", "1", "1", "1", "0"),
+    "depth": chosen("1", "2", "3", "8"),
+    "ms": chosen("10", "50", "50", "100000000"),
+    "refusals": chosen("1", "2", "3"),
+    "refusal": chosen("RESOURCE", "DEV_RESOURCE"),
+    "status": chosen("OK", "OK", "IOERR", "TIMEOUT", "AGAIN"),
+}
+# The simplest value first; shrinking replaces what stands behind it. "" leaves it out.
+SIMPLEST = {
+    "init_flags": ("ALLOW_REINIT",),
+    "on_release": ("",),
+    "count": ("1", "2"),
+    "confirm": ("",),
+    "flags": ("0", "NOWAIT", "PM"),
+    "bio_flags": ("0",),
+    "bool": ("0",),
+    "kind": ("mq",),
+    "has_pm": ("0",),
+    "depth": ("8", "1"),
+    "ms": ("10",),
+    "refusals": ("1",),
+    "refusal": ("RESOURCE",),
+    "status": ("OK",),
+}
+
+
+# --- legality and accounts: refs -------------------------------------------------------------
+
+def ref_is_usable(s, a, w, who):
+    return not a.model.exited
+
+
+def ref_is_held(s, a, w, who):
+    """Who has no reference may still lean on the initial one."""
+    return not a.model.exited and (a.users > 0 or (not a.model.dead and a.busy == 0))
+
+
+def ref_has(count):
+    return lambda s, a, w, who: not a.model.exited and 0 < count(w) <= a.users
+
+
+def ref_may_switch(s, a, w, who):
+    return not a.model.exited and (not a.exits or (a.busy == 0 and not a.model.dead))
+
+
+def ref_may_switch_to_atomic(s, a, w, who):
+    return ref_may_switch(s, a, w, who) and a.model.allow_reinit
+
+
+def ref_may_be_killed(s, a, w, who):
+    return ref_may_switch(s, a, w, who) and not a.model.dead
+
+
+def ref_may_come_back(s, a, w, who):
+    return ref_may_switch_to_atomic(s, a, w, who) and a.model.dead
+
+
+def ref_may_be_reinited(s, a, w, who):
+    return ref_may_come_back(s, a, w, who) and a.model.is_zero()
+
+
+def ref_may_exit(s, a, w, who):
+    m = a.model
+    return (not m.exited and m.dead and m.is_zero() and a.users == 0 and a.busy == 0
+            and m.confirm_switch is None)
+
+
+def ref_may_be_made(s, a, w, who):
+    old = s.accounts.get(w[1])
+    return old is None or (old.model.exited and old.busy == 0)
+
+
+def ref_made(s, a, w, result):
+    account = s.add_account("R", w[1], s.world.refs[w[1]])
+    account.exits = "on_release=exit" in w
+
+
+def one(w):
+    return 1
+
+
+def many(w):
+    return int(w[2])
+
+
+def users_less(count):
+    def begin(s, a, w, who):
+        a.users -= count(w)
+    return begin
+
+
+def users_more(count, on):
+    def end(s, a, w, result):
+        if result == on:
+            a.users += count(w)
+    return end
+
+
+# --- legality and accounts: queues -----------------------------------------------------------
+
+def gate_may_be_asked(waits):
+    """Without a PM device the kernel spins where somebody waits at a pm_only queue."""
+    def legal(s, a, w, who):
+        return a.model.dev or a.model.pm_only == 0 or not waits(w)
+    return legal
+
+
+def waits(w):
+    return not any("NOWAIT" in word for word in w)
+
+
+def may_close_by_pm(s, a, w, who):
+    return a.model.dev or a.entering == 0
+
+
+def new_request_may_be_asked(s, a, w, who):
+    return w[2] not in s.accounts and gate_may_be_asked(waits)(s, a, w, who)
+
+
+def queue_may_be_made(s, a, w, who):
+    return w[1] not in s.accounts
+
+
+def queue_made(s, a, w, result):
+    s.add_account("Q", w[1], s.world.queues[w[1]]).options = w[2:]
+
+
+def owns(what):
+    return lambda s, a, w, who: getattr(a, what) > 0
+
+
+def less(what):
+    def begin(s, a, w, who):
+        setattr(a, what, getattr(a, what) - 1)
+    return begin
+
+
+def more(what):
+    """Counted when issued: whoever undoes it waits for it."""
+    def begin(s, a, w, who):
+        setattr(a, what, getattr(a, what) + 1)
+    return begin
+
+
+def more_at_return(what):
+    def end(s, a, w, result):
+        setattr(a, what, getattr(a, what) + 1)
+    return end
+
+
+def entered(on):
+    def end(s, a, w, result):
+        if result == on:
+            a.users += 1
+    return end
+
+
+def is_disk(s, a, w, who):
+    return "kind=disk" in a.options
+
+
+# --- requests --------------------------------------------------------------------------------
+
+def request_asked(s, a, w, who):
+    s.made += 1
+    s.add_account("N", w[2], a.model)
+
+
+def request_allocated(s, a, w, result):
+    if result == "0":
+        s.move_request(w[2], "allocated")
+
+
+def request_is(state):
+    return lambda s, a, w, who: a.state == state
+
+
+def request_leaves(s, a, w, who):
+    s.move_request(w[1], "gone")
+
+
+def may_read(s, a, w, who):
+    return who in READERS and who not in s.readers
+
+
+# --- the rooms -------------------------------------------------------------------------------
+
+READERS = ("t5", "t6")                  # they do nothing else
+WORKERS = ("t0", "t1", "t2", "t3", "t4")
+TIDIER = "t7"                           # gives everything back at the end
+
+COMMON = [
+    Row("rcu_read_lock", 0, may_read, lambda s, a, w, who: s.readers.append(who)),
+    Row("rcu_read_unlock", 0, lambda s, a, w, who: who in s.readers,
+        lambda s, a, w, who: s.readers.remove(who)),
+    Row("synchronize_rcu", 1),
+]
+
+PERCPU_REF = [
+    Row("percpu_ref_init {new_ref} flags={init_flags} {on_release}", 1, ref_may_be_made,
+        end=ref_made, creates=True),
+    Row("percpu_ref_exit {R}", 2, ref_may_exit),
+    Row("percpu_ref_get {R}", 3, ref_is_held, end=users_more(one, "void")),
+    Row("percpu_ref_get_many {R} {count}", 2, ref_is_held, end=users_more(many, "void"),
+        plain="percpu_ref_get"),
+    Row("percpu_ref_tryget {R}", 4, ref_is_usable, end=users_more(one, "true")),
+    Row("percpu_ref_tryget_many {R} {count}", 2, ref_is_usable, end=users_more(many, "true"),
+        plain="percpu_ref_tryget"),
+    Row("percpu_ref_tryget_live {R}", 5, ref_is_usable, end=users_more(one, "true")),
+    Row("percpu_ref_put {R}", 9, ref_has(one), users_less(one)),
+    Row("percpu_ref_put_many {R} {count}", 6, ref_has(many), users_less(many),
+        plain="percpu_ref_put"),
+    Row("percpu_ref_kill {R}", 4, ref_may_be_killed),
+    Row("percpu_ref_kill_and_confirm {R}", 4, ref_may_be_killed,
+        plain="percpu_ref_kill"),
+    Row("percpu_ref_switch_to_atomic {R} {confirm}", 3, ref_may_switch_to_atomic),
+    Row("percpu_ref_switch_to_atomic_sync {R}", 2, ref_may_switch_to_atomic,
+        plain="percpu_ref_switch_to_atomic"),
+    Row("percpu_ref_switch_to_percpu {R}", 5, ref_may_switch),
+    Row("percpu_ref_resurrect {R}", 5, ref_may_come_back),
+    Row("percpu_ref_reinit {R}", 6, ref_may_be_reinited),
+    Row("percpu_ref_is_dying {R}", 1, kinds="RQ"),
+    Row("percpu_ref_is_zero {R}", 1, kinds="RQ"),
+]
+
+QUEUE = [
+    Row("new_queue {new_queue} kind={kind} pm={has_pm} depth={depth}", 0, queue_may_be_made,
+        end=queue_made, creates=True),
+    # the gate
+    Row("blk_queue_enter {Q} flags={flags}", 7, gate_may_be_asked(waits), end=entered("0"),
+        enters=True),
+    Row("blk_try_enter_queue {Q} pm={bool}", 2, end=entered("true")),
+    Row("blk_queue_exit {Q}", 9, owns("users"), less("users")),
+    Row("blk_freeze_queue_start {Q}", 2, None, more("freezes")),
+    Row("blk_freeze_queue_start_non_owner {Q}", 1, None, more("freezes"),
+        plain="blk_freeze_queue_start"),
+    Row("blk_mq_freeze_queue {Q}", 2, end=more_at_return("freezes"),
+        plain="blk_freeze_queue_start"),
+    Row("blk_mq_freeze_queue_wait {Q}", 1),
+    Row("blk_mq_freeze_queue_wait_timeout {Q} {ms}", 1),
+    Row("blk_mq_unfreeze_queue {Q}", 7, owns("freezes"), less("freezes")),
+    Row("blk_mq_unfreeze_queue_non_owner {Q}", 2, owns("freezes"), less("freezes"),
+        plain="blk_mq_unfreeze_queue"),
+    Row("__blk_mq_unfreeze_queue {Q} force_atomic={bool}", 3, owns("freezes"), less("freezes"),
+        plain="blk_mq_unfreeze_queue"),
+    Row("blk_queue_start_drain {Q}", 1, None, more("freezes"),
+        plain="blk_freeze_queue_start"),
+    Row("blk_mark_disk_dead {Q}", 0.8, is_disk),
+    Row("blk_set_pm_only {Q}", 3, may_close_by_pm, more("pm")),
+    Row("blk_clear_pm_only {Q}", 6, owns("pm"), less("pm")),
+    Row("blk_queue_dying {Q}", 0.5),
+    Row("blk_queue_quiesced {Q}", 0.5),
+    Row("blk_queue_pm_only {Q}", 0.5),
+    # quiesce, run, stop
+    Row("blk_mq_quiesce_queue {Q}", 2, None, more("quiesces"),
+        plain="blk_mq_quiesce_queue_nowait"),
+    Row("blk_mq_quiesce_queue_nowait {Q}", 1, None, more("quiesces")),
+    Row("blk_mq_quiesce_tagset {Q}", 0.5, None, more("quiesces"),
+        plain="blk_mq_quiesce_queue_nowait"),
+    Row("blk_mq_wait_quiesce_done {Q}", 0.5),
+    Row("blk_mq_unquiesce_queue {Q}", 5, owns("quiesces"), less("quiesces")),
+    Row("blk_mq_unquiesce_tagset {Q}", 1, owns("quiesces"), less("quiesces"),
+        plain="blk_mq_unquiesce_queue"),
+    Row("blk_mq_run_hw_queues {Q} async={bool}", 1),
+    Row("blk_mq_stop_hw_queues {Q}", 1),
+    Row("blk_mq_start_stopped_hw_queues {Q}", 3),
+    Row("set_busy {Q} {refusals} {refusal}", 1),
+    # requests
+    Row("blk_mq_alloc_request {Q} {new} flags={flags}", 4, new_request_may_be_asked,
+        request_asked, request_allocated, enters=True),
+    Row("submit {Q} {new} flags={flags} at_head={bool}", 5, new_request_may_be_asked,
+        request_asked, enters=True),
+    Row("submit_bio {Q} {new} flags={bio_flags}", 4, new_request_may_be_asked, request_asked,
+        enters=True),
+    Row("blk_mq_free_request {allocated}", 2, request_is("allocated"), request_leaves),
+    Row("blk_execute_rq_nowait {allocated} at_head={bool}", 3, request_is("allocated"),
+        request_leaves),
+    Row("blk_execute_rq {allocated} at_head={bool}", 2, request_is("allocated"), request_leaves),
+    Row("complete {dispatched} {status}", 9, request_is("dispatched"), request_leaves),
+    Row("blk_mq_requeue_request {dispatched}", 2, request_is("dispatched"), request_leaves),
+    Row("percpu_ref_is_dying {Q}", 0.5, kinds="RQ"),
+    Row("percpu_ref_is_zero {Q}", 0.5, kinds="RQ"),
+]
+
+TABLE = {row.name: row for rows in (QUEUE, PERCPU_REF, COMMON) for row in rows}
