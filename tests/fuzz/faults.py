@@ -132,7 +132,7 @@ FAULTS = [
     Fault("quiesces are not counted", "queue", 4, Queue, "unquiesce", unquiesce_ends_all),
     Fault("a NOWAIT enter of a dead disk tells of its death", "queue", 3, Queue, "enter",
           death_is_not_told),
-    Fault("a freed tag wakes nobody", "queue", 5, Queue, "free_request", freed_tag_wakes_nobody),
+    Fault("a freed tag wakes nobody", "queue", 8, Queue, "free_request", freed_tag_wakes_nobody),
     Fault("unfreeze drops the wish for atomic mode", "queue", 3, Queue, "unfreeze",
           force_atomic_is_dropped),
 ]

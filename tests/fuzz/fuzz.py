@@ -32,7 +32,7 @@ import sys
 import time
 
 if sys.version_info < (3, 8):
-    sys.exit("fuzz: skipped, Python 3.8 or newer is needed")
+    sys.exit("fuzz: Python 3.8 or newer is needed")
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, HERE)
@@ -126,7 +126,10 @@ def explain(settings, number):
     room = room_of(settings, number)
     script = generate(room, settings.seed, number)
     again = f"{sys.argv[0]} --room {room} --seed {settings.seed} --first {number} --scripts 1"
-    print(f"fuzz: {room} script {number} of seed {settings.seed} differs; to see it again:\n  {again}")
+    if settings.replayer != DEFAULT_REPLAYER:
+        again += f" --replayer {settings.replayer}"
+    print(f"fuzz: {room} script {number} of seed {settings.seed} differs; to see it again:")
+    print(f"  {again}")
     if script.failure:
         print(f"  {script.failure}; before that:\n{indented(script.lines[-20:])}\n")
         return
@@ -144,24 +147,26 @@ def explain(settings, number):
 
 
 def rendered(script, difference):
-    """The script up to its first difference, with both answers."""
+    """The script up to the window that differs, with both answers there."""
     first, behind = script.window_of(difference.line)
-    lines = indented(script.lines[:first - 1]).splitlines()
-    at_line = difference.line - 1
-    for at in range(first - 1, behind - 1):
-        text = script.lines[at]
-        if at == at_line and text == difference.model:
-            lines += ["- " + text, "+ " + difference.library]
-            break
-        if at == at_line and at != first - 1:
-            lines += ["+ " + difference.library, "  " + text]
-            break
-        lines.append("  " + text)
-    else:
-        if difference.model:
-            lines.append("- " + difference.model)
-        lines.append("+ " + difference.library)
-    return "\n".join(lines)
+    window = script.lines[first - 1:behind - 1]
+    model, library = difference.model, difference.library
+    if model in window:
+        at = difference.line - first
+        at = at if at < len(window) and window[at] == model else window.index(model)
+    else:                               # it belongs before the parts behind its own
+        at = 1 + sum(part_of(line) <= part_of(library) for line in window[1:])
+    marked = ["  " + line for line in window]
+    if model in window and library in window:
+        library = None                  # it is the next one; the library leaves the model's out
+    marked[at:at + (model in window)] = ([f"- {model}"] if model else []) + \
+        ([f"+ {library}"] if library else [])
+    return "\n".join(["  " + line for line in script.lines[:first - 1]] + marked)
+
+
+def part_of(line):
+    """Events, results, states: in this order."""
+    return {"!": 0, "~": 2}.get((line or "~")[0], 1)
 
 
 def indented(lines):
