@@ -205,7 +205,8 @@ def parse(words):
         epilog="The opening comment of this file says more.")
     parser.add_argument("--scripts", type=positive, default=10000, metavar="N",
                         help="how many scripts (default 10000)")
-    parser.add_argument("--seed", type=int, default=1, metavar="S", help="of the scripts (default 1)")
+    parser.add_argument("--seed", type=int, default=1, metavar="S",
+                        help="of the scripts (default 1)")
     parser.add_argument("--first", type=natural, default=0, metavar="K",
                         help="number of the first script (default 0)")
     parser.add_argument("--room", choices=["all"] + list(ROOMS), default="all",
