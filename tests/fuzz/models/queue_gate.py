@@ -108,7 +108,7 @@ class Queue:
         before = self.sim.steps
         yield from self.freeze_wq.wait(
             lambda: (self.freeze_depth == 0 and self.pm_may_pass(pm)) or dead())
-        if before == self.sim.steps and not dead():     # quirk Q1
+        if before == self.sim.steps and not dead():     # so does the kernel
             raise RuntimeError("enter spins: it neither gets in nor sleeps")
 
     def enter(self, nowait=False, pm=False):
