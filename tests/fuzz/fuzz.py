@@ -103,6 +103,8 @@ def fuzz(settings):
         scripts += block.count
         operations += block.operations
         differing += block.differing
+        for number in block.differing:  # at once: a long run may be cut off
+            print(f"fuzz: script {number} differs", file=sys.stderr)
         if block.census:
             census.add(block.census)
         if time.monotonic() - shown > PROGRESS:
