@@ -32,7 +32,8 @@
 #include <pmgate/platform/sharded_counter.hpp>
 
 // The sequence is assembly, which ThreadSanitizer cannot see: there, and on
-// machines for which no sequence is written, the sharded engine is used.
+// machines for which no sequence is written, the sharded engine is used. There is one
+// for x86-64 and one for little-endian AArch64.
 #if defined(__has_feature)
 #if __has_feature(thread_sanitizer)
 #define PMGATE_DETAIL_TSAN 1
@@ -41,7 +42,8 @@
 #if defined(__SANITIZE_THREAD__)
 #define PMGATE_DETAIL_TSAN 1
 #endif
-#if defined(__x86_64__) && defined(__LP64__) && defined(RSEQ_SIG) && !defined(PMGATE_DETAIL_TSAN)
+#if defined(__LP64__) && defined(RSEQ_SIG) && !defined(PMGATE_DETAIL_TSAN) && \
+    (defined(__x86_64__) || (defined(__aarch64__) && !defined(__AARCH64EB__)))
 #define PMGATE_DETAIL_RSEQ 1
 #else
 #define PMGATE_DETAIL_RSEQ 0
@@ -164,7 +166,8 @@ inline slot_arena::block* slot_arena::add_block(std::uint32_t cpus) noexcept {
 /// Blocking: never.
 /// Limits:   a shared object that instantiates this must not be unloaded while
 ///           threads that used it live: the kernel may still look at the
-///           descriptor of their last sequence.
+///           descriptor of their last sequence. g++ 12 for AArch64 breaks down (an internal
+///           error) over asm goto with -freorder-blocks-and-partition.
 template <class Machine>
 class rseq_counter {
  public:
@@ -173,7 +176,7 @@ class rseq_counter {
   rseq_counter(const rseq_counter&) = delete;
   rseq_counter& operator=(const rseq_counter&) = delete;
 
-  /// Counts n unless closed. Cost: seven instructions, none of them locked.
+  /// Counts n unless closed. Cost: 7 instructions (AArch64: 13), none of them locked.
   [[nodiscard, gnu::always_inline]] bool try_add(std::intptr_t n) noexcept;
   /// From now on try_add() fails, except where it is under way already.
   void begin_close() noexcept;
@@ -224,18 +227,24 @@ rseq_counter<Machine>::~rseq_counter() {
 /// instruction; interrupted anywhere between, it starts again. `?` in the section flags
 /// ties the descriptor to the COMDAT group of the function it describes; without it two
 /// translation units do not link.
+///
+/// [add.limit] acquire: pairs with [open.limit]; the load of the slot sees it zeroed, and
+///   all that follows sees what was done before open(). x86-64: any load is one.
+///   AArch64: ldar; behind a mere branch the slot could be loaded before the limit.
+/// [add.commit] relaxed: a plain store on either machine. All the order an add owes to
+///   those who close is made by [close.fence], on their side.
 template <class Machine>
 inline bool rseq_counter<Machine>::try_add([[maybe_unused]] std::intptr_t n) noexcept {
 #if PMGATE_DETAIL_RSEQ
   static_assert(sizeof(limit_) == 4, "the limit is read as 4 bytes");
-again:
+#if defined(__x86_64__)
   asm goto(
       ".pushsection __rseq_cs, \"aw?\"\n\t"
       ".balign 32\n\t"
       "3: .long 0, 0\n\t"
       ".quad 1f, 2f - 1f, 4f\n\t"
       ".popsection\n\t"
-      "leaq 3b(%%rip), %%rax\n\t"
+      "0: leaq 3b(%%rip), %%rax\n\t"
       "movq %%rax, %%fs:8(%[area])\n\t"
       "1:\n\t"
       "movl %%fs:4(%[area]), %%eax\n\t"  // the CPU; beyond every limit if it has no number
@@ -247,13 +256,45 @@ again:
       ".pushsection __rseq_abort, \"ax?\"\n\t"
       ".byte 0x0f, 0xb9, 0x3d\n\t"
       ".long %c[signature]\n\t"
-      "4: jmp %l[again]\n\t"
+      "4: jmp 0b\n\t"
       ".popsection"
       :
       : [area] "r"(__rseq_offset), [limit] "m"(limit_), [words] "r"(slot_.words), [n] "er"(n),
         [shift] "i"(detail::slot_arena::shift), [signature] "i"(RSEQ_SIG)
       : "memory", "cc", "rax"
-      : refused, again);
+      : refused);
+#else  // AArch64. It reads the thread pointer itself: a fiber may have changed threads.
+  asm goto(
+      ".pushsection __rseq_cs, \"aw?\"\n\t"
+      ".balign 32\n\t"
+      "3: .long 0, 0\n\t"
+      ".quad 1f, 2f - 1f, 4f\n\t"
+      ".popsection\n\t"
+      "0: mrs x16, tpidr_el0\n\t"
+      "add x16, x16, %[area]\n\t"
+      "adrp x17, 3b\n\t"
+      "add x17, x17, :lo12:3b\n\t"
+      "str x17, [x16, #8]\n\t"
+      "1:\n\t"
+      "ldar w17, %[limit]\n\t"   // [add.limit]
+      "ldr w16, [x16, #4]\n\t"  // the CPU; beyond every limit if it has no number
+      "cmp w16, w17\n\t"
+      "b.hs %l[refused]\n\t"
+      "add x16, %[words], x16, lsl %[shift]\n\t"
+      "ldr x17, [x16]\n\t"
+      "add x17, x17, %[n]\n\t"
+      "str x17, [x16]\n\t"  // [add.commit]
+      "2:\n\t"
+      ".pushsection __rseq_abort, \"ax?\"\n\t"
+      ".inst %c[signature]\n\t"
+      "4: b 0b\n\t"
+      ".popsection"
+      :
+      : [area] "r"(__rseq_offset), [limit] "Q"(limit_), [words] "r"(slot_.words), [n] "rIJ"(n),
+        [shift] "i"(detail::slot_arena::shift), [signature] "i"(RSEQ_SIG)
+      : "memory", "cc", "x16", "x17"
+      : refused);
+#endif
   return true;
 refused:
 #endif
@@ -267,13 +308,22 @@ bool rseq_counter<Machine>::add_elsewhere(std::intptr_t n) noexcept {
   return fallback_.try_add(n);
 }
 
+/// [close.fence] is the heavy fence of the grace period that follows [close.mark]. It is a
+/// full fence here and, at a point of its own, on each CPU that runs a thread of this
+/// process, where it aborts a sequence under way; threads that do not run passed one when
+/// they left their CPU. A sequence on a CPU whose point is p either
+/// * committed before p. Then [peek.slot] sees its add, and the closer all that its thread
+///   did before, on whichever CPUs: a thread takes its order along when it moves, and
+///   the fence at p passes on what it was told. So nothing done inside before a counted
+///   exit is missed, and what is done inside after a counted entry is waited for, even if
+///   it became visible before the entry did: nobody looks at slots before the fence.
+/// * or is under way at p: it is aborted, and begins again after p,
+/// * or begins after p: it finds [close.mark], or a later open(), and has not added.
 template <class Machine>
 void rseq_counter<Machine>::begin_close() noexcept {
   fallback_.begin_close();
   if (slot_.words == nullptr) return;
-  // [close.mark] release: with the heavy fence of the grace period that follows,
-  // a sequence either saw it, or was aborted, or its add is visible to
-  // [peek.slot]; relaxed would do for that, release costs nothing here.
+  // [close.mark] release: relaxed would do, with [close.fence] to come; costs nothing here.
   limit_.store(0, std::memory_order_release);
 }
 
@@ -300,9 +350,8 @@ void rseq_counter<Machine>::reopen() noexcept {
 template <class Machine>
 void rseq_counter<Machine>::set_open() noexcept {
   if (slot_.words == nullptr) return;
-  // [open.limit] release: pairs with the sequence's load of the limit, which x86-64
-  // makes an acquire: who counts from now on sees the slots zeroed, and all
-  // that was done before the counter was opened.
+  // [open.limit] release: pairs with [add.limit]; who counts from now on sees the slots
+  // zeroed, and all that was done before. So opening needs no heavy fence.
   limit_.store(cpus_, std::memory_order_release);
 }
 
@@ -313,8 +362,8 @@ std::intptr_t rseq_counter<Machine>::peek() const noexcept {
   for (std::uint32_t cpu = 0; cpu < cpus_; ++cpu) {
     auto* const word = reinterpret_cast<std::intptr_t*>(
         slot_.words + std::size_t{cpu} * detail::slot_arena::stride);
-    // [peek.slot] acquire: pairs with the add of the sequence, a store that x86-64
-    // makes a release: what was done before it is visible here. Slots wrap;
+    // [peek.slot] acquire: for finish_close() [close.fence] has made all the order there
+    // is to make; otherwise a look, which orders nothing on AArch64. Slots wrap;
     // only their sum means anything.
     sum += static_cast<std::uintptr_t>(
         std::atomic_ref<std::intptr_t>(*word).load(std::memory_order_acquire));
