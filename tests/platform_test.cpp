@@ -12,6 +12,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <set>
 #include <thread>
@@ -345,6 +346,31 @@ bool unregister_rseq() {
 }
 
 }  // namespace
+
+TEST_CASE("an add tells the kernel where it begins and ends; the signature precedes the abort") {
+  if (!pmgate::detail::linux_support::get().restartable) return;
+  struct descriptor {
+    std::uint32_t version, flags;
+    std::uint64_t start, length, abort;
+  };
+  const char* const area = static_cast<char*>(__builtin_thread_pointer()) + __rseq_offset;
+  default_counter counter(true);
+  const descriptor* told = nullptr;
+  for (int i = 0; i < 1000 && told == nullptr; ++i) {  // the kernel forgets it now and then
+    (void)counter.try_add(1);
+    std::memcpy(&told, area + 8, sizeof told);
+  }
+  REQUIRE(told != nullptr);
+
+  CHECK(told->version == 0);
+  CHECK(told->flags == 0);
+  CHECK(told->length > 0);
+  CHECK(told->abort - told->start > told->length);
+  std::uint32_t signature = 0;
+  std::memcpy(&signature, reinterpret_cast<const char*>(told->abort - sizeof signature),
+              sizeof signature);
+  CHECK(signature == RSEQ_SIG);
+}
 
 TEST_CASE("a thread without rseq counts beside those that have it, and closes are exact") {
   if (!pmgate::detail::linux_support::get().restartable) return;

@@ -61,6 +61,7 @@ class slot_arena {
  public:
   static constexpr std::size_t stride = 32768;  ///< bytes per CPU in a block
   static constexpr std::size_t shift = 15;      ///< stride as a shift
+  static constexpr std::uint32_t most_cpus = 65536;  ///< more are not believed in
 
   /// A block: its slots in use, and the words of all CPUs behind it.
   struct block {
@@ -77,7 +78,8 @@ class slot_arena {
     std::byte* words = nullptr;  // the word of CPU 0
   };
 
-  /// Returns: one zeroed word per CPU number below `cpus`.
+  /// Returns: one zeroed word per CPU number below `cpus`; none for more than most_cpus,
+  ///          which address spaces larger than x86-64's would have room for.
   [[nodiscard]] static slot take(std::uint32_t cpus) noexcept;
   static void give_back(slot which) noexcept;
 
@@ -135,6 +137,7 @@ inline void slot_arena::give_back(slot which) noexcept {
 inline slot_arena::block* slot_arena::add_block(std::uint32_t cpus) noexcept {
   constexpr std::size_t head_size = 4096;
   static_assert(sizeof(block) <= head_size, "the head of a block is one page");
+  if (cpus > most_cpus) return nullptr;
   const std::size_t size = head_size + cpus * stride;
   void* const memory = ::mmap(nullptr, size, PROT_READ | PROT_WRITE,
                               MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
