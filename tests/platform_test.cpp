@@ -23,6 +23,9 @@
 #include <doctest/doctest.h>
 
 #include <pmgate/platform.hpp>
+#if defined(__linux__)
+#include <pmgate/platform/linux_shared.hpp>
+#endif
 #include <pmgate/platform/portable.hpp>
 #include <pmgate/platform/sharded_counter.hpp>
 #include <pmgate/platform/single.hpp>
@@ -99,13 +102,15 @@ struct too_many_cpus : pmgate::detail::linux_machine {
 struct unknown_cpus : pmgate::detail::linux_machine {
   static std::uint32_t cpu_limit() noexcept { return 0; }
 };
+using shared_platform = pmgate::linux_shared_platform;
 using no_rseq_counter = pmgate::rseq_counter<no_sequences>;
 using no_memory_counter = pmgate::rseq_counter<too_many_cpus>;
 using no_cpu_counter = pmgate::rseq_counter<unknown_cpus>;
 #define ENGINES                                                                              \
   default_counter, no_rseq_counter, no_memory_counter, no_cpu_counter, portable_counter,     \
-      embedded_shard, one_shard, two_shards, many_shards
+      shared_platform::cpu_counter, embedded_shard, one_shard, two_shards, many_shards
 #else
+using shared_platform = portable_platform;
 #define ENGINES \
   default_counter, portable_counter, embedded_shard, one_shard, two_shards, many_shards
 #endif
@@ -510,10 +515,11 @@ TEST_CASE("a hopeless size of the arena is refused, not met") {
 
 using default_word = pmgate::default_platform::wait_word;
 using portable_word = portable_platform::wait_word;
+using shared_word = shared_platform::wait_word;
 using single_word = single_platform::wait_word;
 
 TEST_CASE_TEMPLATE("a word has 31 bits and wraps there", W, default_word, portable_word,
-                   single_word) {
+                   shared_word, single_word) {
   constexpr auto relaxed = std::memory_order_relaxed;
   constexpr std::uint32_t top = 0x7fffffffU;
   W word(top);
@@ -547,7 +553,7 @@ TEST_CASE_TEMPLATE("waiting for another value than the word has returns at once"
 }
 
 TEST_CASE_TEMPLATE("a wait with a deadline ends there, also with one long past", W, default_word,
-                   portable_word) {
+                   portable_word, shared_word) {
   using P = portable_platform;
   W word(3);
   const auto before = P::now();
@@ -564,7 +570,7 @@ TEST_CASE_TEMPLATE("a wait with a deadline ends there, also with one long past",
 }
 
 TEST_CASE_TEMPLATE("who sleeps is woken by a change and a wake, or by publish_add", W,
-                   default_word, portable_word) {
+                   default_word, portable_word, shared_word) {
   W word(0);
   const auto sleep_on = [&word](std::uint32_t value) {
     while (word.load(std::memory_order_acquire) == value) word.wait(value);
@@ -599,7 +605,7 @@ TEST_CASE_TEMPLATE("who sleeps is woken by a change and a wake, or by publish_ad
 }
 
 TEST_CASE_TEMPLATE("sleepers and wakers in turn never miss each other", W, default_word,
-                   portable_word) {
+                   portable_word, shared_word) {
   W ping(0);
   W pong(0);
   constexpr std::uint32_t rounds = 2000;
@@ -623,7 +629,7 @@ TEST_CASE_TEMPLATE("sleepers and wakers in turn never miss each other", W, defau
 }
 
 TEST_CASE_TEMPLATE("sleepers on different values of a word are all woken", W, default_word,
-                   portable_word) {
+                   portable_word, shared_word) {
   W word(0);
   std::atomic<bool> stop{false};
   std::vector<std::thread> sleepers;
@@ -649,7 +655,7 @@ TEST_CASE_TEMPLATE("sleepers on different values of a word are all woken", W, de
 }
 
 TEST_CASE_TEMPLATE("a word may be destroyed after publish_add was seen and settle returned", W,
-                   default_word, portable_word) {
+                   default_word, portable_word, shared_word) {
   std::atomic<W*> next{nullptr};
   std::atomic<bool> stop{false};
   std::thread publisher([&] {
@@ -680,9 +686,10 @@ TEST_CASE_TEMPLATE("a word may be destroyed after publish_add was seen and settl
 
 using default_mutex = pmgate::default_platform::mutex;
 using portable_mutex = portable_platform::mutex;
+using shared_mutex = shared_platform::mutex;
 
 TEST_CASE_TEMPLATE("a mutex lets one in at a time, also when many contend", M, default_mutex,
-                   portable_mutex) {
+                   portable_mutex, shared_mutex) {
   M mutex;
   long plain = 0;
   std::atomic<long> all{0};
@@ -702,7 +709,7 @@ TEST_CASE_TEMPLATE("a mutex lets one in at a time, also when many contend", M, d
 }
 
 TEST_CASE_TEMPLATE("who sleeps on a mutex gets it when it is free", M, default_mutex,
-                   portable_mutex) {
+                   portable_mutex, shared_mutex) {
   M mutex;
   mutex.lock();
 
@@ -718,7 +725,7 @@ TEST_CASE_TEMPLATE("who sleeps on a mutex gets it when it is free", M, default_m
 }
 
 TEST_CASE_TEMPLATE("a mutex may be destroyed as soon as it could be locked", M, default_mutex,
-                   portable_mutex) {
+                   portable_mutex, shared_mutex) {
   std::atomic<M*> next{nullptr};
   std::atomic<bool> stop{false};
   std::atomic<bool> locked{false};
@@ -750,7 +757,8 @@ TEST_CASE_TEMPLATE("a mutex may be destroyed as soon as it could be locked", M, 
 
 // -- the rest
 
-TEST_CASE_TEMPLATE("threads are told apart", P, pmgate::default_platform, portable_platform) {
+TEST_CASE_TEMPLATE("threads are told apart", P, pmgate::default_platform, portable_platform,
+                   shared_platform) {
   const typename P::thread_id mine = P::this_thread();
   typename P::thread_id other{};
   std::thread([&] { other = P::this_thread(); }).join();
@@ -761,7 +769,7 @@ TEST_CASE_TEMPLATE("threads are told apart", P, pmgate::default_platform, portab
 }
 
 TEST_CASE_TEMPLATE("a chain of callbacks runs in order, after one grace period", P,
-                   pmgate::default_platform, portable_platform, single_platform,
+                   pmgate::default_platform, portable_platform, shared_platform, single_platform,
                    testing::deferred_platform) {
   const misuse_log log;
   testing::grace().serve_at_once(true);

@@ -82,10 +82,12 @@ struct linux_machine {
 /// A 31-bit futex word; the top bit says that somebody sleeps.
 ///
 /// Changes keep the bit, so the last change before wake_all() tells whether a
-/// system call is needed: waking nobody costs one atomic operation.
-class futex_word {
+/// system call is needed: waking nobody costs one atomic operation. `Scope` is
+/// FUTEX_PRIVATE_FLAG, or 0 if sleepers and wakers may be of different processes.
+template <int Scope>
+class basic_futex_word {
  public:
-  explicit constexpr futex_word(std::uint32_t value = 0) noexcept : word_(value & values) {}
+  explicit constexpr basic_futex_word(std::uint32_t value = 0) noexcept : word_(value & values) {}
 
   [[nodiscard]] std::uint32_t load(std::memory_order order) const noexcept {
     // [futex.load] the caller's order.
@@ -153,12 +155,12 @@ class futex_word {
         expected != (old | sleeping)) {
       return true;
     }
-    const long slept = ::syscall(SYS_futex, &word_, FUTEX_WAIT_BITSET | FUTEX_PRIVATE_FLAG,
+    const long slept = ::syscall(SYS_futex, &word_, FUTEX_WAIT_BITSET | Scope,
                                  old | sleeping, until, nullptr, FUTEX_BITSET_MATCH_ANY);
     return !(slept != 0 && errno == ETIMEDOUT);
   }
   static void wake(const void* address) noexcept {
-    (void)::syscall(SYS_futex, address, FUTEX_WAKE | FUTEX_PRIVATE_FLAG, 0x7fffffff, nullptr,
+    (void)::syscall(SYS_futex, address, FUTEX_WAKE | Scope, 0x7fffffff, nullptr,
                     nullptr, 0);
   }
 
@@ -167,8 +169,9 @@ class futex_word {
                 "the kernel looks at the word itself");
 };
 
-/// A mutex of four bytes: free, held, or held with sleepers.
-class futex_mutex {
+/// A mutex of four bytes: free, held, or held with sleepers. `Scope` as above.
+template <int Scope>
+class basic_futex_mutex {
  public:
   void lock() noexcept {
     std::uint32_t seen = free;
@@ -179,7 +182,7 @@ class futex_mutex {
     }
     // [mutex.contend] acquire: as [mutex.take]; says that somebody sleeps.
     while (word_.exchange(contended, std::memory_order_acquire) != free) {
-      (void)::syscall(SYS_futex, &word_, FUTEX_WAIT | FUTEX_PRIVATE_FLAG, contended, nullptr,
+      (void)::syscall(SYS_futex, &word_, FUTEX_WAIT | Scope, contended, nullptr,
                       nullptr, 0);
     }
   }
@@ -187,7 +190,7 @@ class futex_mutex {
     // [mutex.release] release: pairs with [mutex.take] and [mutex.contend]. Nothing of
     // the mutex is touched afterwards: waking needs its address only.
     if (word_.exchange(free, std::memory_order_release) == contended) {
-      (void)::syscall(SYS_futex, &word_, FUTEX_WAKE | FUTEX_PRIVATE_FLAG, 1, nullptr, nullptr, 0);
+      (void)::syscall(SYS_futex, &word_, FUTEX_WAKE | Scope, 1, nullptr, nullptr, 0);
     }
   }
 
@@ -198,6 +201,9 @@ class futex_mutex {
   std::atomic<std::uint32_t> word_{free};
 };
 
+using futex_word = basic_futex_word<FUTEX_PRIVATE_FLAG>;
+using futex_mutex = basic_futex_mutex<FUTEX_PRIVATE_FLAG>;
+
 }  // namespace detail
 
 /// The Linux platform: CPU-local counters, one membarrier as grace period.
@@ -205,8 +211,8 @@ class futex_mutex {
 /// Threads:  everything from any thread; no registration of threads.
 /// Blocking: futex sleeps; grace periods do not sleep.
 /// Limits:   after fork() the child may go on using its copies of gates that
-///           no other thread was using; gates in memory shared with another
-///           process are not supported (membarrier reaches one process only).
+///           no other thread was using; gates in memory shared with another process
+///           want linux_shared_platform (membarrier reaches one process only).
 struct linux_platform {
   template <class T>
   using atomic = std::atomic<T>;

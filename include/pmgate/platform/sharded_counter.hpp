@@ -17,28 +17,108 @@
 #include <new>
 
 namespace pmgate {
+namespace detail {
+
+/// How many shards to make.
+enum class shard_width : std::uint8_t {
+  one,      ///< the embedded one: 8 bytes, for rare users
+  machine,  ///< Machine::shard_count(), a cache line each
+};
+
+/// A shard that shares its cache line with nothing.
+template <class Machine>
+struct alignas(64) padded_shard {
+  typename Machine::template atomic<std::uintptr_t> value{0};
+};
+
+/// One shard inside, the others allocated once; just the one if there is no memory.
+template <class Machine>
+class allocated_shards {
+ public:
+  using word = typename Machine::template atomic<std::uintptr_t>;
+
+  allocated_shards(std::uintptr_t first, shard_width shards) noexcept;
+  ~allocated_shards();
+  allocated_shards(const allocated_shards&) = delete;
+  allocated_shards& operator=(const allocated_shards&) = delete;
+
+  [[nodiscard]] std::size_t size() const noexcept { return size_; }  ///< a power of two
+  word& operator[](std::size_t index) noexcept {
+    return index == 0 ? first_ : more_[index - 1].value;
+  }
+  const word& operator[](std::size_t index) const noexcept {
+    return index == 0 ? first_ : more_[index - 1].value;
+  }
+
+ private:
+  padded_shard<Machine>* more_ = nullptr;  // shards 1, 2, ...
+  std::size_t size_ = 1;
+  word first_;  // shard 0
+};
+
+/// All shards inside, and no pointer: processes may map them at different addresses.
+template <class Machine, std::size_t Size>
+class embedded_shards {
+ public:
+  using word = typename Machine::template atomic<std::uintptr_t>;
+
+  embedded_shards(std::uintptr_t first, shard_width) noexcept {
+    // [embed.shard] relaxed: nobody else has the counter yet.
+    for (auto& shard : shards_) shard.value.store(first, std::memory_order_relaxed);
+  }
+  static constexpr std::size_t size() noexcept { return Size; }
+  word& operator[](std::size_t index) noexcept { return shards_[index].value; }
+  const word& operator[](std::size_t index) const noexcept { return shards_[index].value; }
+
+ private:
+  static_assert(Size > 0 && (Size & (Size - 1)) == 0, "the hint is cut to a power of two");
+  padded_shard<Machine> shards_[Size];
+};
+
+template <class Machine>
+allocated_shards<Machine>::allocated_shards(std::uintptr_t first, shard_width shards) noexcept
+    : first_(first) {
+  const std::size_t wanted = shards == shard_width::one ? 1 : Machine::shard_count();
+  if (wanted < 2) return;
+  using padded = padded_shard<Machine>;
+  void* const memory = ::operator new(sizeof(padded) * (wanted - 1),
+                                      std::align_val_t{alignof(padded)}, std::nothrow);
+  if (memory == nullptr) return;  // slower, not wrong
+  more_ = static_cast<padded*>(memory);
+  for (std::size_t i = 0; i + 1 < wanted; ++i) {
+    ::new (static_cast<void*>(more_ + i)) padded;
+    // [construct.shard] relaxed: nobody else has the counter yet.
+    more_[i].value.store(first, std::memory_order_relaxed);
+  }
+  size_ = wanted;
+}
+
+template <class Machine>
+allocated_shards<Machine>::~allocated_shards() {
+  if (more_ == nullptr) return;
+  for (std::size_t i = 0; i + 1 < size_; ++i) more_[i].~padded_shard();
+  ::operator delete(static_cast<void*>(more_), std::align_val_t{alignof(padded_shard<Machine>)});
+}
+
+}  // namespace detail
 
 /// Counter engine that needs nothing but atomics.
 ///
 /// `Machine` supplies `atomic<T>`, `shard_hint()` (any number; threads that run
-/// at the same time had better get different ones) and `shard_count()`.
+/// at the same time had better get different ones) and `shard_count()`. `Shards` is where
+/// the shards are.
 ///
-/// Lifetime: neither copyable nor movable; allocates its shards once, when
-///           constructed, and makes do with one shard if there is no memory.
+/// Lifetime: neither copyable nor movable.
 /// Threads:  try_add() and peek() from any thread; the others one at a time.
 /// Blocking: never. try_add() is lock-free: it retries only when another
 ///           thread changed the same shard.
-template <class Machine>
+template <class Machine, class Shards = detail::allocated_shards<Machine>>
 class sharded_counter {
  public:
-  /// How many shards to make.
-  enum class width : std::uint8_t {
-    one,        ///< the embedded one: 8 bytes, for rare users
-    machine,    ///< Machine::shard_count(), a cache line each
-  };
+  using width = detail::shard_width;
 
-  explicit sharded_counter(bool starts_open, width shards = width::machine) noexcept;
-  ~sharded_counter();
+  explicit sharded_counter(bool starts_open, width shards = width::machine) noexcept
+      : shards_(starts_open ? 0 : closed, shards) {}
   sharded_counter(const sharded_counter&) = delete;
   sharded_counter& operator=(const sharded_counter&) = delete;
 
@@ -56,56 +136,20 @@ class sharded_counter {
   [[nodiscard]] std::intptr_t peek() const noexcept;
 
  private:
-  using word = typename Machine::template atomic<std::uintptr_t>;
   static constexpr std::uintptr_t closed = 1;
-  static constexpr std::size_t line = 64;
-
-  struct alignas(line) padded_word {
-    word value{0};
-  };
 
   /// The sum of a shard; two's complement, so the shift keeps the sign.
   static constexpr std::intptr_t count_of(std::uintptr_t value) noexcept {
     return static_cast<std::intptr_t>(value) >> 1;
   }
 
-  word& shard(std::size_t index) noexcept { return index == 0 ? first_ : more_[index - 1].value; }
-  const word& shard(std::size_t index) const noexcept {
-    return index == 0 ? first_ : more_[index - 1].value;
-  }
-
-  padded_word* more_ = nullptr;  // shards 1, 2, ...
-  std::size_t shards_ = 1;       // a power of two
-  word first_;                   // shard 0
+  Shards shards_;
 };
 
-template <class Machine>
-sharded_counter<Machine>::sharded_counter(bool starts_open, width shards) noexcept
-    : first_(starts_open ? 0 : closed) {
-  const std::size_t wanted = shards == width::one ? 1 : Machine::shard_count();
-  if (wanted < 2) return;
-  void* const memory = ::operator new(sizeof(padded_word) * (wanted - 1),
-                                      std::align_val_t{line}, std::nothrow);
-  if (memory == nullptr) return;  // slower, not wrong
-  more_ = static_cast<padded_word*>(memory);
-  for (std::size_t i = 0; i + 1 < wanted; ++i) {
-    ::new (static_cast<void*>(more_ + i)) padded_word;
-    // [construct.shard] relaxed: nobody else has the counter yet.
-    more_[i].value.store(starts_open ? 0 : closed, std::memory_order_relaxed);
-  }
-  shards_ = wanted;
-}
-
-template <class Machine>
-sharded_counter<Machine>::~sharded_counter() {
-  if (more_ == nullptr) return;
-  for (std::size_t i = 0; i + 1 < shards_; ++i) more_[i].~padded_word();
-  ::operator delete(static_cast<void*>(more_), std::align_val_t{line});
-}
-
-template <class Machine>
-bool sharded_counter<Machine>::try_add(std::intptr_t n) noexcept {
-  word& mine = shard(shards_ == 1 ? 0 : Machine::shard_hint() & (shards_ - 1));
+template <class Machine, class Shards>
+bool sharded_counter<Machine, Shards>::try_add(std::intptr_t n) noexcept {
+  const std::size_t last = shards_.size() - 1;
+  auto& mine = shards_[last == 0 ? 0 : Machine::shard_hint() & last];
   const std::uintptr_t change = static_cast<std::uintptr_t>(n) << 1;
   // [add.guess] relaxed: a guess; [add.commit] decides. A stale "closed" is a
   // value the shard had during this call or before it, which is what a caller
@@ -122,39 +166,39 @@ bool sharded_counter<Machine>::try_add(std::intptr_t n) noexcept {
   return true;
 }
 
-template <class Machine>
-void sharded_counter<Machine>::begin_close() noexcept {
-  for (std::size_t i = 0; i < shards_; ++i) {
+template <class Machine, class Shards>
+void sharded_counter<Machine, Shards>::begin_close() noexcept {
+  for (std::size_t i = 0; i < shards_.size(); ++i) {
     // [close.mark] acq_rel: acquire pairs with every [add.commit] it comes after;
     // release so that whoever is refused next sees why.
-    (void)shard(i).fetch_or(closed, std::memory_order_acq_rel);
+    (void)shards_[i].fetch_or(closed, std::memory_order_acq_rel);
   }
 }
 
-template <class Machine>
-void sharded_counter<Machine>::open() noexcept {
-  for (std::size_t i = 0; i < shards_; ++i) {
+template <class Machine, class Shards>
+void sharded_counter<Machine, Shards>::open() noexcept {
+  for (std::size_t i = 0; i < shards_.size(); ++i) {
     // [open.shard] release: pairs with [add.commit]; a closed shard has no other
     // writer, so a plain store loses nothing.
-    shard(i).store(0, std::memory_order_release);
+    shards_[i].store(0, std::memory_order_release);
   }
 }
 
-template <class Machine>
-void sharded_counter<Machine>::reopen() noexcept {
-  for (std::size_t i = 0; i < shards_; ++i) {
+template <class Machine, class Shards>
+void sharded_counter<Machine, Shards>::reopen() noexcept {
+  for (std::size_t i = 0; i < shards_.size(); ++i) {
     // [reopen.shard] release: pairs with [add.commit]; the count stays.
-    (void)shard(i).fetch_and(~closed, std::memory_order_release);
+    (void)shards_[i].fetch_and(~closed, std::memory_order_release);
   }
 }
 
-template <class Machine>
-std::intptr_t sharded_counter<Machine>::peek() const noexcept {
+template <class Machine, class Shards>
+std::intptr_t sharded_counter<Machine, Shards>::peek() const noexcept {
   std::uintptr_t sum = 0;
-  for (std::size_t i = 0; i < shards_; ++i) {
+  for (std::size_t i = 0; i < shards_.size(); ++i) {
     // [peek.shard] acquire: pairs with [add.commit]; for finish_close() the edge is
     // there already by [close.mark].
-    sum += static_cast<std::uintptr_t>(count_of(shard(i).load(std::memory_order_acquire)));
+    sum += static_cast<std::uintptr_t>(count_of(shards_[i].load(std::memory_order_acquire)));
   }
   return static_cast<std::intptr_t>(sum);
 }
