@@ -6,6 +6,7 @@
 // address and, where addresses are random, the code at others too. What it does there
 // is a test case of its own, skipped unless asked for by name; its exit status tells.
 #include <atomic>
+#include <chrono>
 #include <csignal>
 #include <cstddef>
 #include <cstdint>
@@ -300,9 +301,13 @@ TEST_CASE("processes that sleep on words wake each other") {
   CHECK(memory->pong.load(relaxed) == turns);
 }
 
-TEST_CASE("a mutex lets one process in at a time") {
+TEST_CASE("a mutex lets one process in at a time, and wakes one that sleeps on it") {
   const owned_memory memory;
+  memory->mutex.lock();
   other_process other(memory, "other: locks");
+  std::this_thread::sleep_for(std::chrono::milliseconds(20));  // it sleeps by now, or need not
+  CHECK(memory->plain == 0);
+  memory->mutex.unlock();
 
   lock_often(*memory);
 
