@@ -21,6 +21,7 @@
 #include <doctest/doctest.h>
 
 #include <pmgate/block/freeze_gate.hpp>
+#include <pmgate/block/quiesce_gate.hpp>
 #include <pmgate/platform/linux_shared.hpp>
 
 #include <fcntl.h>
@@ -38,6 +39,7 @@ constexpr auto acquire = std::memory_order_acquire;
 constexpr auto release = std::memory_order_release;
 
 using gate = pmgate::basic_freeze_gate<P>;
+using dispatch_gate = pmgate::basic_quiesce_gate<P>;
 
 static_assert(P::process_shared);
 static_assert(std::is_trivially_destructible_v<P::cpu_counter>);
@@ -60,6 +62,7 @@ struct shared_memory {
   std::atomic<std::intptr_t> counted{0};
 
   gate door;
+  dispatch_gate dispatching;
   std::atomic<int> inside{0};  // ordered by nothing but the gate
   std::uint64_t guarded[2] = {0, 0};  // written while frozen only; the same, seen from inside
   std::atomic<std::uint64_t> entries{0};
@@ -70,13 +73,6 @@ struct shared_memory {
 P::time_point late() { return P::now() + P::milliseconds(20'000); }
 
 constexpr const char* fd_name = "PMGATE_SHARED_FD";
-
-/// How another process comes to be: this program again, or a copy of this process,
-/// with the memory and the code at the same addresses.
-enum class start { by_exec, by_fork };
-
-// Gates hold addresses of functions still, so only copies can share them.
-constexpr start gate_user = start::by_fork;
 
 void* map(int fd) {
   void* const at =
@@ -125,25 +121,16 @@ shared_memory& find_memory() {
   return *found;
 }
 
-/// A second process, which runs one test case of this program, or what that would run.
+/// A second process that runs one test case of this program.
 class other_process {
  public:
-  other_process(const owned_memory& memory, const char* test_case)
-      : other_process(memory, test_case, nullptr, start::by_exec) {}
-  other_process(const owned_memory& memory, const char* test_case, void (*run)(shared_memory&),
-                start how)
-      : memory_(memory) {
+  other_process(const owned_memory& memory, const char* test_case) : memory_(memory) {
     memory->started.store(false, relaxed);
     memory->stop.store(false, relaxed);
     const std::string fd = std::string(fd_name) + "=" + std::to_string(memory.fd());
     const std::string filter = std::string("--test-case=") + test_case;
     pid_ = ::fork();
     REQUIRE(pid_ >= 0);
-    if (pid_ == 0 && how == start::by_fork) {
-      memory->started.store(true, release);
-      run(*memory);
-      ::_exit(0);
-    }
     if (pid_ == 0) {
       ::putenv(const_cast<char*>(fd.c_str()));
       ::execl("/proc/self/exe", "process_shared_test", "--no-skip=true", "--minimal=true",
@@ -230,17 +217,31 @@ void freeze_gate_often(shared_memory& shared) {
       break;
     }
     if (shared.inside.load(relaxed) != 0) shared.wrong.fetch_add(1, relaxed);
-    ++shared.guarded[0];
-    if (i % 16 == 0) std::this_thread::yield();
-    ++shared.guarded[1];
+    {
+      const pmgate::scoped_lock lock(shared.mutex);  // freezes of two processes overlap
+      ++shared.guarded[0];
+      if (i % 64 == 0) std::this_thread::yield();
+      ++shared.guarded[1];
+    }
     if (shared.inside.load(relaxed) != 0) shared.wrong.fetch_add(1, relaxed);
     if (shared.door.try_enter()) shared.wrong.fetch_add(1, relaxed);
     const std::uint64_t before = shared.entries.load(relaxed);
     shared.door.unfreeze();
     const P::time_point end = late();
-    while (i % 4 == 0 && shared.entries.load(relaxed) == before && P::now() < end) {
+    while (i % 16 == 0 && shared.entries.load(relaxed) == before && P::now() < end) {
       std::this_thread::yield();
     }
+  }
+}
+
+void dispatch_until_stopped(shared_memory& shared) {
+  while (!shared.stop.load(relaxed)) {
+    if (!shared.dispatching.try_dispatch()) continue;
+    shared.inside.fetch_add(1, relaxed);
+    if (shared.guarded[0] != shared.guarded[1]) shared.wrong.fetch_add(1, relaxed);
+    shared.inside.fetch_sub(1, relaxed);
+    shared.entries.fetch_add(1, relaxed);
+    shared.dispatching.end_dispatch();
   }
 }
 
@@ -262,7 +263,7 @@ void check_gate(const owned_memory& memory) {
   CHECK(memory->inside == 0);
   CHECK(memory->guarded[0] == rounds);
   CHECK(memory->guarded[1] == rounds);
-  CHECK(memory->entries >= rounds / 4);
+  CHECK(memory->entries >= rounds / 16);
   CHECK(memory->door.depth() == 0);
   CHECK(memory->door.freeze() == status::ok);
   CHECK(memory->door.usage().is_zero());
@@ -280,6 +281,7 @@ TEST_CASE("other: locks" * doctest::skip()) { lock_often(find_memory()); }
 TEST_CASE("other: adds" * doctest::skip()) { add_until_stopped(find_memory()); }
 TEST_CASE("other: uses the gate" * doctest::skip()) { use_gate(find_memory()); }
 TEST_CASE("other: freezes the gate" * doctest::skip()) { freeze_gate_often(find_memory()); }
+TEST_CASE("other: dispatches" * doctest::skip()) { dispatch_until_stopped(find_memory()); }
 TEST_CASE("other: waits at the gate" * doctest::skip()) { wait_at_gate(find_memory()); }
 TEST_CASE("other: dies inside" * doctest::skip()) { die_inside(find_memory()); }
 
@@ -324,7 +326,7 @@ TEST_CASE("closing a counter that another process adds to is exact") {
   for (std::uint64_t i = 0; i < rounds; ++i) {
     memory->counter.begin_close();
     const std::intptr_t closed_with = memory->counter.finish_close();
-    if (i % 16 == 0) std::this_thread::yield();
+    if (i % 64 == 0) std::this_thread::yield();
     if (memory->counter.peek() != closed_with) ++wrong;
     if (i % 2 == 0) {
       memory->counter.reopen();
@@ -332,7 +334,7 @@ TEST_CASE("closing a counter that another process adds to is exact") {
       sum += closed_with;
       memory->counter.open();
     }
-    if (i % 8 == 0) std::this_thread::yield();
+    if (i % 64 == 0) std::this_thread::yield();
   }
 
   CHECK(other.finish() == 0);
@@ -357,7 +359,7 @@ TEST_CASE("threads of different processes are told apart") {
 
 TEST_CASE("nobody of another process is inside a gate that this one froze") {
   const owned_memory memory;
-  other_process other(memory, "other: uses the gate", use_gate, gate_user);
+  other_process other(memory, "other: uses the gate");
 
   freeze_gate_often(*memory);
 
@@ -367,7 +369,7 @@ TEST_CASE("nobody of another process is inside a gate that this one froze") {
 
 TEST_CASE("nobody of this process is inside a gate that another one froze") {
   const owned_memory memory;
-  other_process other(memory, "other: freezes the gate", freeze_gate_often, gate_user);
+  other_process other(memory, "other: freezes the gate");
   std::thread watch([&] {
     while (!other.ended()) std::this_thread::yield();
     memory->stop.store(true, release);
@@ -380,10 +382,53 @@ TEST_CASE("nobody of this process is inside a gate that another one froze") {
   check_gate(memory);
 }
 
+TEST_CASE("two processes may use and freeze one gate at a time") {
+  const owned_memory memory;
+  other_process other(memory, "other: freezes the gate");
+  std::thread user([&] { use_gate(*memory); });
+
+  freeze_gate_often(*memory);
+  while (!other.ended()) std::this_thread::yield();
+  memory->stop.store(true, release);
+  user.join();
+
+  CHECK(other.finish() == 0);
+  CHECK(memory->wrong == 0);
+  CHECK(memory->guarded[0] == 2 * rounds);
+  CHECK(memory->guarded[1] == 2 * rounds);
+  CHECK(memory->door.depth() == 0);
+}
+
+TEST_CASE("nobody of another process dispatches behind a quiesce of this one") {
+  const owned_memory memory;
+  other_process other(memory, "other: dispatches");
+  int wrong = 0;
+
+  for (std::uint64_t i = 0; i < rounds; ++i) {
+    if (memory->dispatching.quiesce() != status::ok) ++wrong;
+    if (memory->inside.load(relaxed) != 0) ++wrong;
+    ++memory->guarded[0];
+    if (i % 64 == 0) std::this_thread::yield();
+    ++memory->guarded[1];
+    if (memory->inside.load(relaxed) != 0) ++wrong;
+    const std::uint64_t before = memory->entries.load(relaxed);
+    (void)memory->dispatching.unquiesce();
+    const P::time_point end = late();
+    while (i % 16 == 0 && memory->entries.load(relaxed) == before && P::now() < end) {
+      std::this_thread::yield();
+    }
+  }
+
+  CHECK(other.finish() == 0);
+  CHECK(wrong == 0);
+  CHECK(memory->wrong == 0);
+  CHECK(memory->entries >= rounds / 16);
+}
+
 TEST_CASE("who waits at a gate of another process is let in with what was done before") {
   const owned_memory memory;
   REQUIRE(memory->door.freeze() == status::ok);
-  other_process other(memory, "other: waits at the gate", wait_at_gate, gate_user);
+  other_process other(memory, "other: waits at the gate");
   memory->guarded[0] = 1;
 
   memory->door.unfreeze();
@@ -397,7 +442,7 @@ TEST_CASE("who waits at a gate of another process is let in with what was done b
 
 TEST_CASE("a process that dies inside is waited for, until somebody leaves for it") {
   const owned_memory memory;
-  other_process other(memory, "other: dies inside", die_inside, gate_user);
+  other_process other(memory, "other: dies inside");
   REQUIRE(other.finish() == 0);
 
   CHECK(memory->wrong == 0);
