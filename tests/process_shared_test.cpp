@@ -63,8 +63,10 @@ struct shared_memory {
 
   gate door;
   dispatch_gate dispatching;
-  std::atomic<int> inside{0};  // ordered by nothing but the gate
-  std::uint64_t guarded[2] = {0, 0};  // written while frozen only; the same, seen from inside
+  // Accesses of these order nothing, so that nothing but the gate keeps them in order.
+  // (Plain words would do, but ThreadSanitizer does not see what the other process does.)
+  std::atomic<int> inside{0};
+  std::atomic<std::uint64_t> guarded[2] = {0, 0};  // written while frozen; the same from inside
   std::atomic<std::uint64_t> entries{0};
   std::atomic<int> wrong{0};
 };
@@ -199,8 +201,8 @@ void use_gate(shared_memory& shared) {
       break;
     }
     shared.inside.fetch_add(1, relaxed);
-    const std::uint64_t seen = shared.guarded[0];
-    if (seen < last || shared.guarded[1] != seen) shared.wrong.fetch_add(1, relaxed);
+    const std::uint64_t seen = shared.guarded[0].load(relaxed);
+    if (seen < last || shared.guarded[1].load(relaxed) != seen) shared.wrong.fetch_add(1, relaxed);
     last = seen;
     shared.inside.fetch_sub(1, relaxed);
     shared.entries.fetch_add(1, relaxed);
@@ -219,9 +221,9 @@ void freeze_gate_often(shared_memory& shared) {
     if (shared.inside.load(relaxed) != 0) shared.wrong.fetch_add(1, relaxed);
     {
       const pmgate::scoped_lock lock(shared.mutex);  // freezes of two processes overlap
-      ++shared.guarded[0];
+      shared.guarded[0].fetch_add(1, relaxed);
       if (i % 64 == 0) std::this_thread::yield();
-      ++shared.guarded[1];
+      shared.guarded[1].fetch_add(1, relaxed);
     }
     if (shared.inside.load(relaxed) != 0) shared.wrong.fetch_add(1, relaxed);
     if (shared.door.try_enter()) shared.wrong.fetch_add(1, relaxed);
@@ -238,7 +240,8 @@ void dispatch_until_stopped(shared_memory& shared) {
   while (!shared.stop.load(relaxed)) {
     if (!shared.dispatching.try_dispatch()) continue;
     shared.inside.fetch_add(1, relaxed);
-    if (shared.guarded[0] != shared.guarded[1]) shared.wrong.fetch_add(1, relaxed);
+    const std::uint64_t seen = shared.guarded[0].load(relaxed);
+    if (shared.guarded[1].load(relaxed) != seen) shared.wrong.fetch_add(1, relaxed);
     shared.inside.fetch_sub(1, relaxed);
     shared.entries.fetch_add(1, relaxed);
     shared.dispatching.end_dispatch();
@@ -246,10 +249,10 @@ void dispatch_until_stopped(shared_memory& shared) {
 }
 
 void wait_at_gate(shared_memory& shared) {
-  if (shared.door.enter_until(late()) != status::ok || shared.guarded[0] != 1) {
+  if (shared.door.enter_until(late()) != status::ok || shared.guarded[0].load(relaxed) != 1) {
     shared.wrong.fetch_add(1, relaxed);
   }
-  shared.guarded[1] = 1;
+  shared.guarded[1].store(1, relaxed);
   shared.door.exit();
 }
 
@@ -407,9 +410,9 @@ TEST_CASE("nobody of another process dispatches behind a quiesce of this one") {
   for (std::uint64_t i = 0; i < rounds; ++i) {
     if (memory->dispatching.quiesce() != status::ok) ++wrong;
     if (memory->inside.load(relaxed) != 0) ++wrong;
-    ++memory->guarded[0];
+    memory->guarded[0].fetch_add(1, relaxed);
     if (i % 64 == 0) std::this_thread::yield();
-    ++memory->guarded[1];
+    memory->guarded[1].fetch_add(1, relaxed);
     if (memory->inside.load(relaxed) != 0) ++wrong;
     const std::uint64_t before = memory->entries.load(relaxed);
     (void)memory->dispatching.unquiesce();
@@ -429,7 +432,7 @@ TEST_CASE("who waits at a gate of another process is let in with what was done b
   const owned_memory memory;
   REQUIRE(memory->door.freeze() == status::ok);
   other_process other(memory, "other: waits at the gate");
-  memory->guarded[0] = 1;
+  memory->guarded[0].store(1, relaxed);
 
   memory->door.unfreeze();
 
