@@ -17,6 +17,7 @@ namespace {
 
 using namespace interleavings;
 using std::memory_order_acq_rel;
+using std::memory_order;
 using std::memory_order_acquire;
 using std::memory_order_relaxed;
 using std::memory_order_release;
@@ -163,6 +164,48 @@ TEST_CASE("a missing release or acquire is a data race, although the values are 
             .failure.starts_with("data race"));
   CHECK(sim::explore<message>(everything, send<memory_order_release>, receive<memory_order_relaxed>)
             .failure.starts_with("data race"));
+}
+
+TEST_CASE("a load may be late, but not behind what its thread knows of") {
+  sim::options late = everything;
+  late.stale_loads = 2;
+  const auto give = [](memory_order order) {
+    return [order](two_words& s) {
+      s.x.store(1, memory_order_relaxed);
+      s.x.store(2, memory_order_relaxed);
+      s.y.store(1, order);
+    };
+  };
+  const auto take = [](memory_order order, int wanted) {
+    return [order, wanted](two_words& s) {
+      if (s.y.load(order) == 0) return;
+      const int seen = s.x.load(memory_order_relaxed);
+      sim::expect(seen != wanted, "seen");
+      sim::expect(s.x.load(memory_order_relaxed) >= seen, "back in time");
+    };
+  };
+  const auto release = give(memory_order_release);
+  const auto relaxed = give(memory_order_relaxed);
+  for (const int wanted : {0, 1}) {
+    const auto acquires = take(memory_order_acquire, wanted);
+    const auto looks = take(memory_order_relaxed, wanted);
+
+    CHECK(sim::explore<two_words>(late, release, acquires));
+    CHECK(sim::explore<two_words>(everything, relaxed, looks));
+    CHECK(sim::explore<two_words>(late, relaxed, acquires).failure == "seen");
+    CHECK(sim::explore<two_words>(late, release, looks).failure == "seen");
+  }
+}
+
+TEST_CASE("a barrier in each thread is enough against late loads, too") {
+  sim::options late = everything;
+  late.stale_loads = 2;
+
+  CHECK(sim::explore<store_load>(late, store_x_load_y<memory_order_seq_cst>,
+                                 store_y_load_x<memory_order_seq_cst>));
+  CHECK(sim::explore<store_load>(late, store_x_load_y<memory_order_relaxed>,
+                                 store_y_load_x<memory_order_relaxed>)
+            .failure == "neither saw the other");
 }
 
 TEST_CASE("a delayed store is seen by its own thread at once") {

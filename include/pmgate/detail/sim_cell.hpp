@@ -5,7 +5,8 @@
 // Beside its value: the clock that its last release published, which access of
 // each thread was the last one, and whether the place still exists. An acquire
 // that reads the value joins the clock; two accesses that no chain of such joins
-// connects are unordered, whatever order the simulator ran them in.
+// connects are unordered, whatever order the simulator ran them in. The values it
+// had before are kept for loads that may be late.
 #ifndef PMGATE_DETAIL_SIM_CELL_HPP
 #define PMGATE_DETAIL_SIM_CELL_HPP
 
@@ -26,6 +27,13 @@ struct sim_clock {
     for (int t = 0; t < sim_fibers; ++t) {
       if (other.of[t] > of[t]) of[t] = other.of[t];
     }
+  }
+  /// True if one of the noted accesses happened before a thread that knows of `ours`.
+  [[nodiscard]] bool ordered_before(const sim_clock& ours) const noexcept {
+    for (int t = 0; t < sim_fibers; ++t) {
+      if (of[t] != 0 && of[t] <= ours.of[t]) return true;
+    }
+    return false;
   }
   /// Returns: a thread whose entry is ahead of ours, or -1.
   [[nodiscard]] int behind(const sim_clock& other) const noexcept {
@@ -55,6 +63,14 @@ struct sim_clock {
   return "?";
 }
 
+/// A value that a place had, for loads that are late (options::stale_loads).
+struct sim_version {
+  std::uint64_t value = 0;
+  std::uint32_t stamp = 0;    // stores so far, of the whole schedule
+  sim_clock released;
+  mutable sim_clock noticed;  // the accesses that made it or saw it
+};
+
 /// A place in memory. Its class says what the members mean.
 struct sim_cell {
   explicit sim_cell(std::uint64_t initial) noexcept;
@@ -65,10 +81,14 @@ struct sim_cell {
   static constexpr std::uint32_t living = 0x6c697665;
   static constexpr std::uint32_t dead = 0x64656164;
   static constexpr int nobody = -1;
+  static constexpr int kept = 3;  // versions before the last one
 
   mutable std::uint64_t value;           // mutable: looking at a place leaves traces
   mutable sim_clock released;            // guarded data: the last write of each thread
   mutable sim_clock touched;             // the last access of each thread
+  mutable sim_clock noticed;             // who made or saw the last value
+  sim_version past[kept];                // what was before, newest first
+  std::uint32_t stamp = 0;               // of the last value
   std::uint32_t number;                  // in the order of construction, for reports
   mutable std::int16_t holder = nobody;  // of a mutex
   volatile std::uint32_t alive = living;

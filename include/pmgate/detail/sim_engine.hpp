@@ -140,6 +140,7 @@ private:
     sim_clock fenced;  // what a relaxed store publishes: as of the last release fence
     std::array<delayed_store, buffer_size> buffer;
     int buffered;
+    std::uint32_t up_to_date;  // stores that it cannot miss any more: as of its last barrier
     int cpu;
     bool in_sequence;
     bool aborted;
@@ -188,6 +189,9 @@ private:
   [[noreturn]] void fail_dead(const sim_cell& place) noexcept;
   [[noreturn]] void leave_fibers() noexcept;
 
+  void remember(sim_cell& place, int writer) noexcept;
+  void notice(sim_clock& noticed) const noexcept;
+  const sim_version* late_version(const sim_cell& place, std::memory_order order) noexcept;
   bool delays(thread& me) noexcept;
   void put(thread& me, sim_cell& place, std::uint64_t value, const sim_clock& released) noexcept;
   void flush(int thread_index) noexcept;
@@ -224,6 +228,8 @@ private:
   int migrations_ = 0;
   int refused_ = 0;
   int spurious_ = 0;
+  int stale_ = 0;
+  std::uint32_t stores_ = 0;
   int misuses_ = 0;
   int misuses_allowed_ = 0;
   std::int64_t now_ = 0;

@@ -3,7 +3,7 @@
 // pmgate/detail/sim_operations.hpp - what the operations of the simulated platform do.
 //
 // Values follow the memory model of the machine: one memory, and a buffer of
-// delayed stores for each thread. Who may rely on a value follows the orders that
+// delayed stores for each thread, or loads that are late. Who may rely on a value follows the orders that
 // were asked for: a relaxed operation hands on no clock, whatever value it reads.
 #ifndef PMGATE_DETAIL_SIM_OPERATIONS_HPP
 #define PMGATE_DETAIL_SIM_OPERATIONS_HPP
@@ -32,6 +32,7 @@ inline bool sim_engine::delays(thread& me) noexcept {
 inline void sim_engine::put(thread& me, sim_cell& place, std::uint64_t value,
                             const sim_clock& released) noexcept {
   if (!delays(me)) {
+    remember(place, current_);
     place.value = value;
     place.released = released;
     return;
@@ -53,6 +54,7 @@ inline void sim_engine::flush(int index) noexcept {
   if (oldest.place->alive != sim_cell::living) {
     fail("a delayed store of T%d reaches #%u after it was destroyed", index, oldest.place->number);
   }
+  remember(*oldest.place, index);
   oldest.place->value = oldest.value;
   oldest.place->released = oldest.released;
   if (logs()) {
@@ -74,6 +76,46 @@ inline auto sim_engine::own_store(const sim_cell& place) const noexcept -> const
   return nullptr;
 }
 
+// --- late loads --------------------------------------------------------------------
+
+/// Keeps the value that a store of `writer` is about to replace.
+inline void sim_engine::remember(sim_cell& place, int writer) noexcept {
+  if (options_.stale_loads == 0) return;
+  for (int i = sim_cell::kept - 1; i > 0; --i) place.past[i] = place.past[i - 1];
+  place.past[0] = {place.value, place.stamp, place.released, place.noticed};
+  place.stamp = ++stores_;
+  place.noticed = sim_clock{};
+  place.noticed.of[writer] = of(writer).seen.of[writer];
+}
+
+/// The thread knows this value now; when it first did is what counts.
+inline void sim_engine::notice(sim_clock& noticed) const noexcept {
+  std::uint16_t& first = noticed.of[current_];
+  if (first == 0) first = self().seen.of[current_];
+}
+
+/// Which of the former values a load gives, or null for the last one. A value is out of
+/// question once a newer one happened before, was seen by somebody who happened before,
+/// or was there at this thread's last barrier: what std::atomic promises, and no more.
+inline auto sim_engine::late_version(const sim_cell& place, std::memory_order order) noexcept
+    -> const sim_version* {
+  if (stale_ >= options_.stale_loads || order == std::memory_order_seq_cst) return nullptr;
+  const thread& me = self();
+  int late = 0;
+  const auto may_be_missed = [&me](std::uint32_t stamp, const sim_clock& noticed) {
+    return stamp > me.up_to_date && !noticed.ordered_before(me.seen);
+  };
+  bool missed = may_be_missed(place.stamp, place.noticed);
+  while (missed) {
+    const sim_version& older = place.past[late++];
+    missed = late < sim_cell::kept && may_be_missed(older.stamp, older.noticed);
+  }
+  const int choice = late == 0 ? 0 : decide(late + 1);
+  if (choice == 0) return nullptr;
+  ++stale_;
+  return &place.past[choice - 1];
+}
+
 // --- atomics ---------------------------------------------------------------------
 
 inline std::uint64_t sim_engine::load(const sim_cell& place, std::memory_order order) noexcept {
@@ -82,7 +124,13 @@ inline std::uint64_t sim_engine::load(const sim_cell& place, std::memory_order o
   std::uint64_t value = place.value;
   if (const delayed_store* const own = self().buffered > 0 ? own_store(place) : nullptr) {
     value = own->value;
+  } else if (const sim_version* const late = late_version(place, order)) {
+    value = late->value;
+    (sim_acquires(order) ? self().seen : self().loaded).join(late->released);
+    notice(late->noticed);
+    if (logs()) say("T%d   ... is late", current_);
   } else {
+    notice(place.noticed);
     (sim_acquires(order) ? self().seen : self().loaded).join(place.released);
   }
   if (logs()) {
@@ -119,7 +167,9 @@ std::uint64_t sim_engine::update(sim_cell& place, std::memory_order order,
   const bool done = change(old, value);
   const std::memory_order used = done ? order : refused;
   (sim_acquires(used) ? me.seen : me.loaded).join(place.released);
+  notice(place.noticed);
   if (done) {
+    remember(place, current_);
     place.value = value;
     // A read-modify-write goes on with the release sequence it found.
     place.released.join(sim_releases(used) ? me.seen : me.fenced);
@@ -137,6 +187,7 @@ inline void sim_engine::fence(std::memory_order order) noexcept {
   if (order == std::memory_order_seq_cst) {
     point();
     drain(current_);
+    me.up_to_date = stores_;
   }
   if (sim_acquires(order)) me.seen.join(me.loaded);
   if (sim_releases(order)) {
@@ -361,6 +412,7 @@ inline bool sim_engine::is_refused() noexcept {
 inline void sim_engine::fence_all() noexcept {
   drain(current_);
   if (options_.fence == sim::fence_model::silently_refused) return;
+  self().up_to_date = stores_;
   if (logs()) say("T%d heavy fence", current_);
   for (mask done = finished_; done != 0; done &= done - 1) drain(std::countr_zero(done));
   mask left = everybody() & ~finished_ & ~bit(current_);

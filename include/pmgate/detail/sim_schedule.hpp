@@ -142,6 +142,7 @@ inline void sim_engine::move_to(int cpu) noexcept {
 inline void sim_engine::interrupt(int index) noexcept {
   drain(index);
   thread& target = of(index);
+  target.up_to_date = stores_;
   if (target.in_sequence) target.aborted = true;
 }
 
@@ -242,8 +243,8 @@ inline void sim_engine::leave_fibers() noexcept {
 inline void sim_engine::start() noexcept {
   current_ = -1;
   fresh_ = false;
-  steps_ = 0;
-  preemptions_ = delayed_ = migrations_ = refused_ = spurious_ = misuses_ = misuses_allowed_ = 0;
+  steps_ = stores_ = 0;
+  preemptions_ = delayed_ = migrations_ = refused_ = spurious_ = stale_ = misuses_ = misuses_allowed_ = 0;
   sleeping_ = timed_ = buffered_ = finished_ = 0;
   finishing_ = false;
   now_ = 0;
@@ -257,6 +258,7 @@ inline void sim_engine::start() noexcept {
     each.seen = each.loaded = each.fenced = sim_clock{};
     each.seen.of[t] = 1;
     each.buffered = 0;
+    each.up_to_date = 0;
     each.cpu = t % options_.cpus;
     each.in_sequence = each.aborted = each.timed_out = false;
     each.waits_for = nullptr;
@@ -311,7 +313,7 @@ inline bool sim_engine::given_schedule() {
 /// after all others. It has no choices; what would wait for ever is a deadlock.
 inline void sim_engine::finish() noexcept {
   finishing_ = true;
-  preemptions_ = migrations_ = refused_ = spurious_ = delayed_ = 2 * sim::unbounded;
+  preemptions_ = migrations_ = refused_ = spurious_ = stale_ = delayed_ = 2 * sim::unbounded;
   thread& last = of(0);
   for (const thread& each : threads_) last.seen.join(each.seen);
   last.fiber.prepare(&fiber_entry);

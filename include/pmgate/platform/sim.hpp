@@ -31,7 +31,9 @@ namespace pmgate {
 /// Threads:  those of explore(). Time stands still but for deadlines that pass.
 /// Blocking: a blocked thread is one the scheduler does not choose.
 /// Misuse:   fails the schedule, unless sim::expect_misuse() announced it.
-/// Limits:   loads are not reordered with loads: no weaker memory than x86's.
+/// Limits:   loads are not reordered with loads: no weaker memory than x86's, unless
+///           stale_loads allows it; then, on sequential memory, a few loads of each
+///           schedule give what the C++ orders allow them to.
 template <class CounterEngine>
 struct basic_sim_platform {
   template <class T>

@@ -66,6 +66,7 @@ struct options {
 
   int preemptions = 2;        ///< times a thread that could go on is made to wait
   int delayed_stores = 1;     ///< stores that are delayed of their own; later ones queue behind
+  int stale_loads = 0;        ///< loads that give an overwritten value, where nothing forbids it
   int migrations = 0;         ///< times a thread is moved to another CPU
   int refused_graces = 0;     ///< grace periods the platform may refuse
   int spurious = 0;           ///< waits that end for no reason, weak exchanges that fail
