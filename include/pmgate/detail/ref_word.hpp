@@ -39,10 +39,9 @@ class ref_word {
     std::uint64_t seen = word_.load(std::memory_order_relaxed);
     do {
       if (at_zero(seen) || (live && (seen & dying_bit) != 0)) return false;
-      // [try_get.commit] acq_rel: acquire pairs with [revive.word]: what was done before
-      // the ref came back is visible; release so that a killer who finds this
-      // reference ([kill.mark] comes later on the word) sees what led to it.
-    } while (!word_.compare_exchange_weak(seen, seen + units(n), std::memory_order_acq_rel,
+      // [try_get.commit] acquire: pairs with [revive.word]: what was done before the ref
+      // came back is visible. What is done from here on, [put.shared] hands on.
+    } while (!word_.compare_exchange_weak(seen, seen + units(n), std::memory_order_acquire,
                                           std::memory_order_relaxed));
     return true;
   }
@@ -56,17 +55,17 @@ class ref_word {
   }
 
   void mark_dying() noexcept {
-    // [kill.mark] acq_rel: release pairs with [try_get.commit]: who enters after a later
-    // revive() sees what was done before; acquire, so that what earlier
-    // references did is seen by whoever finds them here.
-    (void)word_.fetch_or(dying_bit, std::memory_order_acq_rel);
+    // [kill.mark] relaxed: nobody is told anything by it. Who comes later on the word finds
+    // it there ([try_get.commit] compares the word as it is); what the killer did before is
+    // handed on by his own [put.shared] and by [revive.word].
+    (void)word_.fetch_or(dying_bit, std::memory_order_relaxed);
   }
 
   /// Not dying, and one reference more.  Precondition: dying.
   /// Returns: true if the count was zero.
   bool revive() noexcept {
     // [revive.word] acq_rel: release pairs with [try_get.commit]; acquire pairs with
-    // [put.shared]. Adding one to the word clears the dying bit, which is set, and
+    // [put.shared], for who is told that the count was zero. Adding one to the word clears the dying bit, which is set, and
     // carries into the count: both in one step.
     return at_zero(word_.fetch_add(one - dying_bit, std::memory_order_acq_rel));
   }
@@ -77,19 +76,21 @@ class ref_word {
     (void)word_.fetch_add(bias, std::memory_order_relaxed);
   }
 
-  /// Takes the bias off and adds what was counted elsewhere.
+  /// Takes the bias off and adds what was counted elsewhere.  Precondition: the caller
+  /// holds a reference, to be put afterwards.
   /// Returns: the count then.
   std::int64_t fold(std::intptr_t elsewhere) noexcept {
     const std::uint64_t change = units(elsewhere) - bias;
-    // [fold.word] acq_rel: one operation. Adding the counters one by one, or taking the
-    // bias off first, could make the word zero while references exist. Release:
-    // what came before the puts elsewhere happens-before the last put.
-    return count_of(word_.fetch_add(change, std::memory_order_acq_rel) + change);
+    // [fold.word] relaxed: who folds holds a reference, and putting it ([put.shared]) hands
+    // on what came before the puts elsewhere, before the count can be zero. One operation:
+    // adding the counters one by one, or taking the bias off first, could make the word
+    // zero while references exist.
+    return count_of(word_.fetch_add(change, std::memory_order_relaxed) + change);
   }
 
   [[nodiscard]] bool is_dying() const noexcept {
-    // [dying.read] acquire: pairs with [kill.mark] and [revive.word].
-    return (word_.load(std::memory_order_acquire) & dying_bit) != 0;
+    // [dying.read] relaxed: a hint, or read under the ref's lock; [try_get.commit] decides.
+    return (word_.load(std::memory_order_relaxed) & dying_bit) != 0;
   }
 
   [[nodiscard]] bool is_zero() const noexcept {
@@ -99,8 +100,8 @@ class ref_word {
 
   /// Returns: the count, without the bias if it is on.
   [[nodiscard]] std::int64_t count(bool biased) const noexcept {
-    // [count.read] acquire: pairs with [put.shared].
-    return count_of(word_.load(std::memory_order_acquire) - (biased ? bias : 0));
+    // [count.read] relaxed: for diagnostics; exact while nothing moves.
+    return count_of(word_.load(std::memory_order_relaxed) - (biased ? bias : 0));
   }
 
  private:

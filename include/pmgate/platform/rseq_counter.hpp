@@ -326,8 +326,10 @@ template <class Machine>
 void rseq_counter<Machine>::begin_close() noexcept {
   fallback_.begin_close();
   if (slot_.words == nullptr) return;
-  // [close.mark] release: relaxed would do, with [close.fence] to come; costs nothing here.
-  limit_.store(0, std::memory_order_release);
+  // [close.mark] relaxed: with the heavy fence of the grace period that follows, a
+  // sequence either saw it, or was aborted, or its add is visible to [peek.slot]. Who
+  // is refused is told nothing.
+  limit_.store(0, std::memory_order_relaxed);
 }
 
 template <class Machine>

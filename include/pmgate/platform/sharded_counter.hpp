@@ -157,7 +157,7 @@ bool sharded_counter<Machine, Shards>::try_add(std::intptr_t n) noexcept {
   std::uintptr_t seen = mine.load(std::memory_order_relaxed);
   do {
     if ((seen & closed) != 0) return false;
-    // [add.commit] acq_rel: release pairs with [close.mark], whose caller sees all
+    // [add.commit] acq_rel: release pairs with [peek.shard], whose caller sees all
     // that was done before this add; acquire pairs with [open.shard] and
     // [reopen.shard]. Compare-and-swap, not fetch_add: an add that had to be
     // taken back could be captured by the next close before it is.
@@ -169,9 +169,9 @@ bool sharded_counter<Machine, Shards>::try_add(std::intptr_t n) noexcept {
 template <class Machine, class Shards>
 void sharded_counter<Machine, Shards>::begin_close() noexcept {
   for (std::size_t i = 0; i < shards_.size(); ++i) {
-    // [close.mark] acq_rel: acquire pairs with every [add.commit] it comes after;
-    // release so that whoever is refused next sees why.
-    (void)shards_[i].fetch_or(closed, std::memory_order_acq_rel);
+    // [close.mark] relaxed: [peek.shard] reads this or a later value, and so acquires every
+    // [add.commit] that came before; who is refused is told nothing ([add.guess]).
+    (void)shards_[i].fetch_or(closed, std::memory_order_relaxed);
   }
 }
 
@@ -196,8 +196,8 @@ template <class Machine, class Shards>
 std::intptr_t sharded_counter<Machine, Shards>::peek() const noexcept {
   std::uintptr_t sum = 0;
   for (std::size_t i = 0; i < shards_.size(); ++i) {
-    // [peek.shard] acquire: pairs with [add.commit]; for finish_close() the edge is
-    // there already by [close.mark].
+    // [peek.shard] acquire: pairs with [add.commit]: what was done before the adds that the
+    // sum counts is visible.
     sum += static_cast<std::uintptr_t>(count_of(shards_[i].load(std::memory_order_acquire)));
   }
   return static_cast<std::intptr_t>(sum);

@@ -50,8 +50,8 @@ public:
   [[nodiscard]] bool try_add(std::intptr_t n) noexcept;
   void begin_close() noexcept {
     fallback_.begin_close();
-    // [close.mark] release: as in the engine that is modelled.
-    state_.store(closed_state, std::memory_order_release);
+    // [close.mark] relaxed: as in the engine that is modelled.
+    state_.store(closed_state, std::memory_order_relaxed);
   }
   [[nodiscard]] std::intptr_t finish_close() noexcept { return peek(); }
   void open() noexcept;
@@ -84,12 +84,14 @@ private:
 inline bool rseq_engine::try_add(std::intptr_t n) noexcept {
   auto* const e = detail::sim_engine::running();
   if (e == nullptr) {
-    if (state_.load(std::memory_order_acquire) != open_state) return fallback_.try_add(n);
+    // [alone.state] relaxed: no exploration, one thread.
+    if (state_.load(std::memory_order_relaxed) != open_state) return fallback_.try_add(n);
     slots_[0].value += static_cast<std::uint64_t>(n);
     return true;
   }
   while (e->begin_sequence()) {
-    // [sequence.state] acquire: what x86-64 makes of the plain load.
+    // [sequence.state] acquire: pairs with [open.state] and [reopen.state]; what x86-64 makes
+    // of the plain load.
     const bool open = state_.load(std::memory_order_acquire) == open_state;
     if (e->aborted()) continue;
     if (!open) {
@@ -106,8 +108,8 @@ inline bool rseq_engine::try_add(std::intptr_t n) noexcept {
 inline void rseq_engine::open() noexcept {
   auto* const e = detail::sim_engine::running();
   for (std::size_t cpu = 0; cpu < cpus(); ++cpu) {
-    // [open.slot] relaxed: as in the engine that is modelled.
     if (e != nullptr) {
+      // [open.slot] relaxed: published by [open.state], as in the engine that is modelled.
       e->store(slots_[cpu], 0, std::memory_order_relaxed);
     } else {
       slots_[cpu].value = 0;

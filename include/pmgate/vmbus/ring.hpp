@@ -449,8 +449,8 @@ ring_result ring_consumer<Memory>::read(void* buffer, std::uint32_t capacity,
 template <ring_memory Memory>
 void ring_consumer<Memory>::begin_read() noexcept {
   if (fault_ != ring_fault::none) return;
-  // [begin_read.mask] seq_cst: pairs with [flush.mask]; visible before we start to
-  // drain. Were it late, nothing would be lost, but signals would come for nothing.
+  // [begin_read.mask] seq_cst: visible before we start to drain: either [flush.mask] sees
+  // it, or the producer signals. Were it late, signals would come for nothing.
   memory_.store(control_word::interrupt_mask, 1, std::memory_order_seq_cst);
 }
 

@@ -105,6 +105,7 @@ class drain_waiters {
     std::uintptr_t seen = head_.load(std::memory_order_acquire);
     do {
       if (!holds_waiters(seen)) return false;
+      // [drain.take] acquire: as [drain.cancel].
     } while (!head_.compare_exchange_weak(seen, nobody, std::memory_order_acquire,
                                           std::memory_order_acquire));
     chain others = unstack(seen);
