@@ -17,7 +17,9 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <functional>
 #include <string>
+#include <utility>
 
 #include <doctest/doctest.h>
 
@@ -96,11 +98,20 @@ inline const model models[] = {
      [](sim::options& o, int) { o.sleep = sim::sleep_model::condition; }},
     {"sharded tso", true, 1,
      [](sim::options& o, int) { o.memory = sim::memory_model::store_buffers; }},
+    {"sharded, two late loads", true, 1,
+     [](sim::options& o, int) {
+       o.stale_loads = 2;
+       o.fence = sim::fence_model::silently_refused;  // a portable grace period is no barrier
+     }},
     {"sharded sc, deferred", true, 1,
      [](sim::options& o, int) { o.grace = sim::grace_model::deferred; }},
 };
 
+/// Whether each exploration has a line of its own.
+inline bool reports = true;
+
 inline void report(const char* name, const sim::result& found, double seconds) {
+  if (!reports) return;
   std::printf("  %-72s %9llu schedules  %5.2f s  %s\n", name,
               static_cast<unsigned long long>(found.schedules), seconds,
               !found           ? "FAILED"
@@ -123,47 +134,83 @@ sim::result explore_one(const std::string& name, sim::options how, const Threads
   return found;
 }
 
+/// A scenario that can be explored under any model.
+struct scenario {
+  std::string title;
+  sim::options base;
+  int threads;
+  bool by_chance;  // too large to be exhausted
+  std::function<sim::result(const model&, const std::string& name, const sim::options&)> explore;
+};
+
 /// Explores a scenario under every model; each must be complete and without a failure.
-template <template <class> class State, class... Threads>
-void hold_on_all_models(const char* title, const sim::options& base, const Threads&... threads) {
-  ++tally::all().tests;
+inline void hold_exhaustively(const scenario& what) {
   for (const model& each : models) {
-    sim::options how = base;
-    how.preemptions = base.preemptions - each.fewer_preemptions + scale();
+    sim::options how = what.base;
+    how.preemptions = what.base.preemptions - each.fewer_preemptions + scale();
     if (how.preemptions < 1) how.preemptions = 1;
-    each.apply(how, static_cast<int>(sizeof...(threads)));
-    const std::string name = std::string(title) + " | " + each.name;
-    const sim::result found =
-        each.sharded ? explore_one<State<pmgate::sim_sharded_platform>>(name, how, threads...)
-                     : explore_one<State<pmgate::sim_platform>>(name, how, threads...);
+    each.apply(how, what.threads);
+    const std::string name = what.title + " | " + each.name;
+    const sim::result found = what.explore(each, name, how);
     found.print();
     CHECK_MESSAGE(found.failure.empty(), found.failure, " in ", name);
   }
 }
 
-/// Beyond what can be exhausted: the same under every model, with choices by chance and
-/// without bounds. A failure prints its schedule, which no seed is needed for.
-template <template <class> class State, class... Threads>
-void hold_by_chance(const char* title, sim::options base, const Threads&... threads) {
-  ++tally::all().tests;
-  base.preemptions = base.delayed_stores = sim::unbounded;
-  if (base.schedules == 0) base.schedules = 10000;
-  base.schedules <<= 2 * (scale() > 0 ? scale() : 0);
+/// The same with choices by chance and without bounds. A failure prints its schedule,
+/// which no seed is needed for.
+inline void hold_at_random(const scenario& what) {
   for (const model& each : models) {
     for (const auto search : {sim::search::random, sim::search::priorities}) {
-      sim::options how = base;
-      each.apply(how, static_cast<int>(sizeof...(threads)));
+      sim::options how = what.base;
+      each.apply(how, what.threads);
       how.how = search;
       const bool by_priority = search == sim::search::priorities;
       const std::string name =
-          std::string(title) + " | " + each.name + (by_priority ? " | priorities" : " | random");
-      const sim::result found =
-          each.sharded ? explore_one<State<pmgate::sim_sharded_platform>>(name, how, threads...)
-                       : explore_one<State<pmgate::sim_platform>>(name, how, threads...);
+          what.title + " | " + each.name + (by_priority ? " | priorities" : " | random");
+      const sim::result found = what.explore(each, name, how);
       found.print();
       CHECK_MESSAGE(found.failure.empty(), found.failure, " in ", name, ", seed ", how.seed);
     }
   }
+}
+
+inline void hold(const scenario& what) {
+  ++tally::all().tests;
+  if (what.by_chance) {
+    hold_at_random(what);
+  } else {
+    hold_exhaustively(what);
+  }
+}
+
+/// What is done with the scenarios of a program; the mutation gate collects them instead.
+inline void (*on_scenario)(const scenario&) = &hold;
+
+template <template <class> class State, class... Threads>
+scenario make_scenario(const char* title, const sim::options& base, bool by_chance,
+                       const Threads&... threads) {
+  return {title, base, static_cast<int>(sizeof...(threads)), by_chance,
+          [threads...](const model& which, const std::string& name, const sim::options& how) {
+            return which.sharded
+                       ? explore_one<State<pmgate::sim_sharded_platform>>(name, how, threads...)
+                       : explore_one<State<pmgate::sim_platform>>(name, how, threads...);
+          }};
+}
+
+/// Every schedule within the bounds holds, on all models.
+template <template <class> class State, class... Threads>
+void hold_on_all_models(const char* title, const sim::options& base, const Threads&... threads) {
+  on_scenario(make_scenario<State>(title, base, false, threads...));
+}
+
+/// Beyond what can be exhausted: many schedules by chance hold, on all models.
+template <template <class> class State, class... Threads>
+void hold_by_chance(const char* title, sim::options base, const Threads&... threads) {
+  base.preemptions = base.delayed_stores = sim::unbounded;
+  if (base.schedules == 0) base.schedules = 10000;
+  base.schedules <<= 2 * (scale() > 0 ? scale() : 0);
+  on_scenario(make_scenario<State>(title, base, true, threads...));
 }
 
 }  // namespace interleavings

@@ -16,6 +16,7 @@
 
 #include <pmgate/block/freeze_gate.hpp>
 #include <pmgate/block/quiesce_gate.hpp>
+#include <pmgate/percpu_ref.hpp>
 
 #include "explore_models.hpp"
 #include "gate_scenarios.hpp"
