@@ -322,11 +322,6 @@ struct owned {
   void check() { ref.exit(); }
 };
 
-struct doomed_quiesce {
-  std::optional<pmgate::basic_quiesce_gate<with_word<unsettled_word>>> gate{std::in_place};
-  doomed_quiesce() { (void)gate->try_dispatch(); }
-};
-
 constexpr auto add_one = [](auto& s) { (void)s.counter.try_add(1); };
 
 TEST_SUITE("planted bugs") {
@@ -513,12 +508,6 @@ TEST_CASE("in waiting and waking") {
       [](late_door& s) {
         s.open.store(true, std::memory_order_release);
         s.changes.publish_add(1);
-      });
-  caught<doomed_quiesce>(
-      "a quiesce that does not settle", condition, [](auto& s) { s.gate->end_dispatch(); },
-      [](auto& s) {
-        (void)s.gate->quiesce();
-        s.gate.reset();
       });
   caught<gated<with_word<deaf_word>>>("a door that wakes nobody", sc, enter_and_leave,
                                       freeze_and_thaw);
