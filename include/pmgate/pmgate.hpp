@@ -12,6 +12,7 @@
 #include <pmgate/block/many_gates.hpp>
 #include <pmgate/block/quiesce_gate.hpp>
 #include <pmgate/block/request_queue.hpp>
+#include <pmgate/block/runtime_pm.hpp>
 #include <pmgate/percpu_ref.hpp>
 #include <pmgate/platform.hpp>
 #include <pmgate/platform/portable.hpp>

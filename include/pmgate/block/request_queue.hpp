@@ -185,6 +185,13 @@ class basic_request_queue {
   void set_pm_only() noexcept { gate_.set_pm_only(); }
   void clear_pm_only() noexcept { gate_.clear_pm_only(); }
 
+  /// Called whenever a request is freed that is not for power management; for runtime_pm,
+  /// before the queue is used.  Kernel: blk_pm_mark_last_busy().
+  void set_busy_mark(void (*mark)(void* context) noexcept, void* context) noexcept {
+    busy_mark_ = mark;
+    busy_context_ = context;
+  }
+
   /// freeze_start() for the death of the queue: whoever waits at the gate looks whether
   /// it is dying. Whoever waits for a tag is inside, and gets it.
   ///
@@ -223,11 +230,13 @@ class basic_request_queue {
   status begin_lock(request_type& rq, request_kind kind, enter_flags flags) noexcept;
   bool take_tag(request_type& rq) noexcept;
   [[gnu::noinline]] status wait_for_tag(request_type& rq) noexcept;
-  void give_back(std::uint16_t tag) noexcept;
+  void give_back(std::uint16_t tag, bool pm) noexcept;
   dispatch_status call_driver(request_type& rq) noexcept { return ops_.queue_rq(*this, rq); }
 
   basic_freeze_gate<Platform> gate_;
   ops_type ops_;
+  void (*busy_mark_)(void*) noexcept = nullptr;
+  void* busy_context_ = nullptr;
   typename Platform::template atomic<bool> disk_dead_{false};
   detail::tag_pool tags_;  // this and the waiters: under the dispatcher's mutex
   tag_waiter* first_waiter_ = nullptr;
@@ -251,7 +260,8 @@ basic_request_queue<Platform>::basic_request_queue(const ops_type& ops,
 template <platform Platform>
 bool basic_request_queue<Platform>::expect(const request_type& rq, place where,
                                            const char* text) noexcept {
-  if (rq.place_ == where) [[likely]] return true;
+  if (rq.place_ == where) [[likely]]
+    return true;
   Platform::misuse(text);
   return false;
 }
@@ -268,7 +278,8 @@ status basic_request_queue<Platform>::begin_lock(request_type& rq, request_kind 
   rq.kind_ = kind;
   rq.pm_ = has(flags, enter_flags::pm);
   dispatch_.mutex().lock();
-  if (take_tag(rq)) [[likely]] return status::ok;
+  if (take_tag(rq)) [[likely]]
+    return status::ok;
   if (!has(flags, enter_flags::nowait)) return wait_for_tag(rq);
   dispatch_.mutex().unlock();
   gate_.exit();
@@ -309,7 +320,8 @@ status basic_request_queue<Platform>::wait_for_tag(request_type& rq) noexcept {
 /// Gives tag and entry back; what waits for either goes on. The entry goes last: the
 /// queue may be destroyed afterwards.
 template <platform Platform>
-void basic_request_queue<Platform>::give_back(std::uint16_t tag) noexcept {
+void basic_request_queue<Platform>::give_back(std::uint16_t tag, bool pm) noexcept {
+  if (!pm && busy_mark_ != nullptr) busy_mark_(busy_context_);
   dispatch_.mutex().lock();
   tag_waiter* const heir = first_waiter_;
   if (heir != nullptr) {
@@ -337,7 +349,7 @@ template <platform Platform>
 void basic_request_queue<Platform>::free(request_type& rq) noexcept {
   if (!expect(rq, place::allocated, "free() of a request that is not just allocated")) return;
   rq.place_ = place::user;
-  give_back(rq.tag_);
+  give_back(rq.tag_, rq.pm_);
 }
 
 template <platform Platform>
@@ -350,9 +362,10 @@ void basic_request_queue<Platform>::complete(request_type& rq, status result) no
     return;
   }
   const std::uint16_t tag = rq.tag_;
+  const bool pm = rq.pm_;
   rq.place_ = place::user;
   if (rq.end_io_ != nullptr) rq.end_io_(rq);  // it may be gone
-  give_back(tag);
+  give_back(tag, pm);
 }
 
 template <platform Platform>

@@ -1,0 +1,252 @@
+// SPDX-License-Identifier: MIT
+//
+// pmgate/block/runtime_pm.hpp - may the device sleep? The check before a runtime
+// suspend, and what a gate or queue has to be told until the device is awake again.
+//
+// The user is the PM core: he decides when to suspend, moves the device, and calls
+//
+//     if (pm.pre_runtime_suspend() == status::ok) pm.post_runtime_suspend(sleep(device));
+//     pm.pre_runtime_resume();  wake(device);  pm.post_runtime_resume();
+//
+// The one rule to know: the check refuses, it never waits for a request. Once it has
+// said ok, nobody is inside and only PM requests get in, until the device is awake.
+//
+// Counterpart: block/blk-pm.c of Linux and rpm_status of a request queue (semantics only).
+#ifndef PMGATE_BLOCK_RUNTIME_PM_HPP
+#define PMGATE_BLOCK_RUNTIME_PM_HPP
+
+#include <atomic>
+#include <cstdint>
+
+#include <pmgate/block/freeze_gate.hpp>
+#include <pmgate/status.hpp>
+
+namespace pmgate {
+
+/// Where a device is between awake and asleep.  Kernel: enum rpm_status.
+enum class rpm_status : std::uint8_t {
+  active = 0,
+  resuming,    ///< PM requests pass, others wait
+  suspended,   ///< nobody passes; who waits asks for a resume
+  suspending,  ///< PM requests pass once the check is over, others wait
+};
+
+/// The kernel's name of it: "ACTIVE".
+[[nodiscard]] constexpr const char* to_string(rpm_status value) noexcept {
+  switch (value) {
+    case rpm_status::active: return "ACTIVE";
+    case rpm_status::resuming: return "RESUMING";
+    case rpm_status::suspended: return "SUSPENDED";
+    case rpm_status::suspending: return "SUSPENDING";
+  }
+  return "unknown";
+}
+
+/// What the PM core is told; each may be null. They run on whatever thread, several at
+/// once, outside every lock, and must not wait. A resume may be carried out right there.
+struct runtime_pm_ops {
+  /// Somebody waits for the device to be resumed. Called by each waiter that pm_only keeps
+  /// out, before it sleeps and at each wake-up, in every status.
+  ///
+  /// A call while suspending may be forgotten: who still waits when the device is
+  /// suspended asks again (Kernel: nobody is woken then, the PM core has to remember).
+  void (*request_resume)(void* context) noexcept = nullptr;
+  /// The device was in use just now.  Kernel: pm_runtime_mark_last_busy().
+  void (*mark_last_busy)(void* context) noexcept = nullptr;
+  /// The device is awake: to be suspended again when it has been idle long enough.
+  /// Kernel: pm_request_autosuspend().
+  void (*request_autosuspend)(void* context) noexcept = nullptr;
+  void* context = nullptr;
+};
+
+/// Runtime power management of what is behind one gate or queue.
+///
+/// Lifetime: made before the gate or queue is used, which outlives it and goes on calling
+///           what is in the ops. Neither copyable nor movable.
+/// Threads:  the four steps one at a time, on any thread, as a PM core runs the callbacks
+///           of a device; everybody else uses the gate meanwhile as he likes.
+/// Blocking: pre_runtime_suspend() for a grace period, never for a request; nothing else.
+/// Misuse:   a step that does not follow from the status goes to Platform::misuse() and has
+///           no effect (Kernel: pm_only goes wrong, for good).
+/// Orders:   everything before an exit() happens-before pre_runtime_suspend() returns ok;
+///           everything before post_runtime_resume() happens-before a later normal entry.
+/// Limits:   the first suspend check leaves the count in its shared word, as in Linux: later
+///           checks take no grace period, entering costs more. To go back, when awake:
+///           gate.switch_to_percpu().
+template <platform Platform>
+class basic_runtime_pm {
+ public:
+  using gate_type = basic_freeze_gate<Platform>;
+
+  /// Over a gate of its own right.  Kernel: blk_pm_runtime_init().
+  explicit basic_runtime_pm(gate_type& gate, const runtime_pm_ops& ops = {}) noexcept
+      : basic_runtime_pm(gate, ops, &start_freeze<gate_type>, &gate) {}
+
+  /// Over a request queue: a freeze dispatches what is queued, and every request that is
+  /// freed, but for PM requests, marks the device busy.
+  template <class Queue>
+  requires requires(Queue& queue) { queue.set_busy_mark(nullptr, nullptr); }
+  explicit basic_runtime_pm(Queue& queue, const runtime_pm_ops& ops = {}) noexcept
+      : basic_runtime_pm(queue.gate(), ops, &start_freeze<Queue>, &queue) {
+    queue.set_busy_mark(ops.mark_last_busy, ops.context);
+  }
+
+  ~basic_runtime_pm() = default;
+  basic_runtime_pm(const basic_runtime_pm&) = delete;
+  basic_runtime_pm& operator=(const basic_runtime_pm&) = delete;
+
+  // -- suspend
+
+  /// The suspend check. While it lasts nobody gets in, PM requests included.
+  ///
+  /// Returns: ok if nobody is inside: the status is SUSPENDING and only PM requests get in;
+  /// busy if somebody is, and for an instant everybody may have been refused; not_permitted
+  /// if the platform refused the grace period; invalid if not ACTIVE. Unless ok, all is as
+  /// before.
+  /// Blocks: for a grace period, the first time.  Kernel: blk_pre_runtime_suspend().
+  [[nodiscard]] status pre_runtime_suspend() noexcept;
+
+  /// Tells how suspending the device went.
+  ///
+  /// ok: SUSPENDED, and PM requests wait as well. Otherwise ACTIVE and open again.
+  /// Precondition: pre_runtime_suspend() has returned ok.
+  /// Blocks: no.  Kernel: blk_post_runtime_suspend().
+  void post_runtime_suspend(status result) noexcept;
+
+  // -- resume
+
+  /// From now on PM requests get in, those who wait too: for the driver's own resume.
+  ///
+  /// Precondition: not ACTIVE.
+  /// Blocks: no.  Kernel: blk_pre_runtime_resume(), which wakes nobody.
+  void pre_runtime_resume() noexcept;
+
+  /// ACTIVE and open, whether the device came up or not; asks for an autosuspend.
+  ///
+  /// Legal in every status: when ACTIVE it leaves pm_only alone.
+  /// Blocks: no.  Kernel: blk_post_runtime_resume(), and blk_set_runtime_active() of old.
+  void post_runtime_resume() noexcept;
+
+  // -- queries
+
+  [[nodiscard]] rpm_status runtime_status() const noexcept;
+  [[nodiscard]] gate_type& gate() noexcept { return gate_; }
+
+ private:
+  using freeze_fn = status (*)(void* door) noexcept;
+
+  basic_runtime_pm(gate_type& gate, const runtime_pm_ops& ops, freeze_fn freeze,
+                   void* door) noexcept;
+
+  template <class Door>
+  static status start_freeze(void* door) noexcept {
+    return static_cast<Door*>(door)->freeze_start();
+  }
+  [[nodiscard]] status check_idle() noexcept;
+  void set(rpm_status value) noexcept;
+  void open_again() noexcept;
+  void mark_last_busy() noexcept {
+    if (ops_.mark_last_busy != nullptr) ops_.mark_last_busy(ops_.context);
+  }
+
+  gate_type& gate_;
+  runtime_pm_ops ops_;
+  freeze_fn freeze_start_;  // of the door, which is the gate or its queue
+  void* door_;
+  typename Platform::template atomic<std::uint32_t> status_{0};  // an rpm_status
+};
+
+using runtime_pm = basic_runtime_pm<default_platform>;
+
+template <platform Platform>
+basic_runtime_pm<Platform>::basic_runtime_pm(gate_type& gate, const runtime_pm_ops& ops,
+                                             freeze_fn freeze, void* door) noexcept
+    : gate_(gate), ops_(ops), freeze_start_(freeze), door_(door) {
+  gate_.set_resume_request(ops.request_resume, ops.context);
+}
+
+template <platform Platform>
+rpm_status basic_runtime_pm<Platform>::runtime_status() const noexcept {
+  // [status.read] acquire: pairs with [status.set].
+  return static_cast<rpm_status>(status_.load(std::memory_order_acquire));
+}
+
+template <platform Platform>
+void basic_runtime_pm<Platform>::set(rpm_status value) noexcept {
+  // [status.set] release: pairs with [status.read]. One step at a time: no exchange.
+  status_.store(static_cast<std::uint32_t>(value), std::memory_order_release);
+}
+
+/// Raised pm_only comes first and a look at the count last, with the gate closed for at
+/// least a grace period in between: whoever enters is counted when we look, or enters after
+/// the gate was opened again, and then sees pm_only.
+template <platform Platform>
+status basic_runtime_pm<Platform>::pre_runtime_suspend() noexcept {
+  if (runtime_status() != rpm_status::active) {
+    Platform::misuse("pre_runtime_suspend() of a device that is not active");
+    return status::invalid;
+  }
+  set(rpm_status::suspending);
+  gate_.set_pm_only();
+  const status result = check_idle();
+  if (result != status::ok) open_again();
+  return result;
+}
+
+/// Under somebody else's freeze the count is at zero exactly if that has drained.
+template <platform Platform>
+status basic_runtime_pm<Platform>::check_idle() noexcept {
+  const status started = freeze_start_(door_);
+  if (started != status::ok) return started;
+  const bool exact = gate_.switch_to_atomic_sync();
+  const bool idle = gate_.usage().is_zero();
+  gate_.unfreeze();
+  if (!exact) return status::not_permitted;
+  return idle ? status::ok : status::busy;
+}
+
+/// Awake, with one pm_only of ours to be given back; the status comes first, for those
+/// who are woken.
+template <platform Platform>
+void basic_runtime_pm<Platform>::open_again() noexcept {
+  set(rpm_status::active);
+  mark_last_busy();
+  gate_.clear_pm_only();
+}
+
+template <platform Platform>
+void basic_runtime_pm<Platform>::post_runtime_suspend(status result) noexcept {
+  if (runtime_status() != rpm_status::suspending) {
+    Platform::misuse("post_runtime_suspend() without pre_runtime_suspend()");
+  } else if (result != status::ok) {
+    open_again();
+  } else {
+    set(rpm_status::suspended);
+    gate_.set_runtime_suspended(true);
+  }
+}
+
+template <platform Platform>
+void basic_runtime_pm<Platform>::pre_runtime_resume() noexcept {
+  const rpm_status before = runtime_status();
+  if (before == rpm_status::active) {
+    Platform::misuse("pre_runtime_resume() of a device that is active");
+    return;
+  }
+  set(rpm_status::resuming);
+  if (before == rpm_status::suspended) gate_.set_runtime_suspended(false);
+}
+
+template <platform Platform>
+void basic_runtime_pm<Platform>::post_runtime_resume() noexcept {
+  const rpm_status before = runtime_status();
+  set(rpm_status::active);
+  if (before == rpm_status::suspended) gate_.set_runtime_suspended(false);
+  mark_last_busy();
+  if (ops_.request_autosuspend != nullptr) ops_.request_autosuspend(ops_.context);
+  if (before != rpm_status::active) gate_.clear_pm_only();
+}
+
+}  // namespace pmgate
+
+#endif  // PMGATE_BLOCK_RUNTIME_PM_HPP

@@ -1,0 +1,266 @@
+// SPDX-License-Identifier: MIT
+//
+// runtime_pm_interleavings.cpp - suspend and resume of a device against those who use
+// it, in every order; and the same with steps left out or exchanged, which must fail.
+//
+// The guarded data is the device: who is inside uses it, who suspended it writes it.
+#include <atomic>
+#include <cstdint>
+#include <cstdio>
+
+#include <doctest/doctest.h>
+
+#include <pmgate/block/freeze_gate.hpp>
+#include <pmgate/block/runtime_pm.hpp>
+
+#include "explore_models.hpp"
+#include "gate_scenarios.hpp"
+
+namespace interleavings {
+
+using pmgate::rpm_status;
+
+/// A device, its gate, and a PM core that can be asked for a resume.
+template <class P>
+struct device {
+  pmgate::basic_freeze_gate<P> gate;
+  pmgate::basic_runtime_pm<P> pm{gate, {&ask, nullptr, nullptr, this}};
+  typename P::wait_word asked{0};
+  sim::guarded<int> data;
+
+  /// Asked while it sleeps; what comes earlier is forgotten, as is allowed.
+  static void ask(void* self) noexcept {
+    auto& mine = *static_cast<device*>(self);
+    if (mine.pm.runtime_status() != rpm_status::suspended) return;
+    mine.note_asked();
+  }
+  void note_asked() {
+    (void)asked.exchange(1, std::memory_order_acq_rel);
+    asked.wake_all();
+  }
+  void await_asked() {
+    while (asked.load(std::memory_order_acquire) == 0) asked.wait(0);
+  }
+  void check() {
+    sim::expect(pm.runtime_status() == rpm_status::active, "the device is not active at the end");
+    sim::expect(gate.pm_only() == 0, "pm_only is left at the end");
+    sim::expect(gate.depth() == 0, "a freeze is left at the end");
+    sim::expect(gate.try_enter(), "the gate is not open at the end");
+    gate.exit();
+  }
+};
+
+/// One that has been suspended before: its count is in the shared word.
+template <class P>
+struct seasoned : device<P> {
+  seasoned() {
+    (void)this->pm.pre_runtime_suspend();
+    this->pm.post_runtime_resume();
+  }
+};
+
+/// Under somebody's freeze, with nobody inside; or with one who is.
+template <class P>
+struct under_freeze : device<P> {
+  under_freeze() { (void)this->gate.freeze(); }
+};
+template <class P>
+struct under_drain : device<P> {
+  under_drain() {
+    (void)this->gate.try_enter();
+    (void)this->gate.freeze_start();
+  }
+};
+
+/// Suspends and resumes, if that is possible.
+inline constexpr auto nap = [](auto& s) {
+  const status checked = s.pm.pre_runtime_suspend();
+  sim::expect(checked == status::ok || checked == status::busy, "a wrong refusal");
+  if (checked != status::ok) return;
+  s.data.write(1);  // puts the device to sleep
+  s.pm.post_runtime_suspend(status::ok);
+  s.pm.pre_runtime_resume();
+  s.data.write(1);  // wakes it up
+  s.pm.post_runtime_resume();
+};
+inline constexpr auto try_use = [](auto& s) {
+  if (!s.gate.try_enter()) return;
+  (void)s.data.read();
+  s.gate.exit();
+};
+inline constexpr auto use_device = [](auto& s) {
+  sim::expect(s.gate.enter() == status::ok, "a request was refused");
+  (void)s.data.read();
+  s.gate.exit();
+};
+/// Suspends, and resumes when asked to.
+inline constexpr auto sleep_until_asked = [](auto& s) {
+  if (s.pm.pre_runtime_suspend() != status::ok) return;
+  s.data.write(1);
+  s.pm.post_runtime_suspend(status::ok);
+  s.await_asked();
+  s.pm.pre_runtime_resume();
+  s.data.write(1);
+  s.pm.post_runtime_resume();
+};
+
+/// Suspends, and resumes with the help of a PM request.
+inline constexpr auto resume_with_pm_request = [](auto& s) {
+  if (s.pm.pre_runtime_suspend() != status::ok) return;
+  s.pm.post_runtime_suspend(status::ok);
+  s.pm.pre_runtime_resume();
+  s.await_asked();  // until the PM request is over
+  s.pm.post_runtime_resume();
+};
+inline constexpr auto send_pm_request = [](auto& s) {
+  sim::expect(s.gate.enter(enter_flags::pm) == status::ok, "a PM request was refused");
+  s.gate.exit();
+  s.note_asked();
+};
+/// Uses the device, and says so to who sleeps until asked.
+inline constexpr auto use_and_note = [](auto& s) {
+  use_device(s);
+  s.note_asked();
+};
+
+// --- the class with a step left out or exchanged: explicit specialisations -------------
+
+template <int Bug>
+struct planted : pmgate::sim_platform {};
+using pm_only_too_late = planted<0>;
+using no_look = planted<1>;
+using left_closed = planted<2>;
+using deaf_resume = planted<3>;
+using hasty_suspend = planted<4>;
+
+}  // namespace interleavings
+
+namespace pmgate {
+using namespace interleavings;
+
+template <>
+status basic_runtime_pm<pm_only_too_late>::pre_runtime_suspend() noexcept {
+  set(rpm_status::suspending);
+  const status result = check_idle();
+  gate_.set_pm_only();
+  if (result != status::ok) open_again();
+  return result;
+}
+template <>
+status basic_runtime_pm<no_look>::check_idle() noexcept {
+  (void)freeze_start_(door_);
+  (void)gate_.switch_to_atomic_sync();
+  gate_.unfreeze();
+  return status::ok;
+}
+template <>
+void basic_runtime_pm<left_closed>::open_again() noexcept {
+  set(rpm_status::active);
+}
+template <>
+void basic_runtime_pm<deaf_resume>::pre_runtime_resume() noexcept {
+  set(rpm_status::resuming);
+}
+template <>
+void basic_runtime_pm<hasty_suspend>::post_runtime_suspend(status) noexcept {
+  gate_.set_runtime_suspended(true);
+  set(rpm_status::suspended);  // who was woken asked in vain
+}
+
+}  // namespace pmgate
+
+namespace {
+
+using namespace interleavings;
+
+/// Explores until the bug shows.
+template <class State, class... Threads>
+void caught(const char* title, const Threads&... threads) {
+  const sim::options how{.name = title, .preemptions = 3};
+  const sim::result found = sim::explore<State>(how, threads...);
+  std::printf("  %-58s %7llu schedules  %s\n", title,
+              static_cast<unsigned long long>(found.schedules),
+              found ? "NOT CAUGHT" : found.failure.c_str());
+  ++tally::all().tests;
+  tally::all().schedules += found.schedules;
+  CHECK_FALSE_MESSAGE(found.failure.empty(), title);
+}
+
+TEST_SUITE("interleavings of runtime_pm") {
+
+TEST_CASE("scenario 29: a device that is put to sleep has nobody inside") {
+  hold_on_all_models<device>("suspend and resume x enter nowait x enter nowait", {.preemptions = 2},
+                             nap, try_use, try_use);
+}
+
+TEST_CASE("scenario 30: also when its count is in the shared word already") {
+  hold_on_all_models<seasoned>("suspend and resume again x enter nowait x enter nowait",
+                               {.preemptions = 3}, nap, try_use, try_use);
+}
+
+TEST_CASE("scenario 31: a suspend check beside the freeze of somebody else") {
+  hold_on_all_models<under_freeze>(
+      "suspend x unfreeze x enter", {.preemptions = 2}, nap, [](auto& s) { s.gate.unfreeze(); },
+      use_device);
+}
+
+TEST_CASE("scenario 31: and beside one that has not drained") {
+  hold_on_all_models<under_drain>(
+      "suspend x exit x freeze_wait, unfreeze", {.preemptions = 2}, nap,
+      [](auto& s) {
+        (void)s.data.read();
+        s.gate.exit();
+      },
+      [](auto& s) {
+        (void)s.gate.freeze_wait();
+        s.gate.unfreeze();
+      });
+}
+
+TEST_CASE("scenario 25: a suspend that fails lets in who waits") {
+  hold_on_all_models<device>(
+      "failing suspend x enter x enter pm", {.preemptions = 2},
+      [](auto& s) {
+        if (s.pm.pre_runtime_suspend() != status::ok) return;
+        s.pm.post_runtime_suspend(status::io_error);
+      },
+      use_device,
+      [](auto& s) {
+        sim::expect(s.gate.enter(enter_flags::pm) == status::ok, "a PM request was refused");
+        s.gate.exit();
+      });
+}
+
+TEST_CASE("scenario 26: who needs a sleeping device wakes it, however early he asked") {
+  hold_on_all_models<device>("suspend until asked x enter", {.preemptions = 3}, sleep_until_asked,
+                             use_and_note);
+}
+
+TEST_CASE("scenario 27: a PM request waits for the begin of the resume only") {
+  hold_on_all_models<device>("suspend, pre resume x enter pm", {.preemptions = 3},
+                             resume_with_pm_request, send_pm_request);
+}
+
+TEST_CASE("a suspend that is refused its grace period leaves everything as it was") {
+  hold_on_all_models<device>("refused suspend x enter", {.preemptions = 3, .refused_graces = 1},
+                             use_device, [](auto& s) {
+                               const status checked = s.pm.pre_runtime_suspend();
+                               if (checked != status::ok) return;
+                               s.data.write(1);
+                               s.pm.post_runtime_resume();
+                             });
+}
+
+TEST_CASE("planted bugs are found") {
+  caught<device<pm_only_too_late>>("pm_only raised behind the check", nap, try_use);
+  caught<seasoned<pm_only_too_late>>("the same in the shared word", nap, try_use);
+  caught<device<no_look>>("no look at the count", nap, try_use);
+  caught<device<left_closed>>("pm_only left raised by a refusal", nap, use_device);
+  caught<device<deaf_resume>>("a resume that lets no PM request in", resume_with_pm_request,
+                              send_pm_request);
+  caught<device<hasty_suspend>>("a wake-up ahead of the status", sleep_until_asked, use_and_note);
+}
+
+}  // TEST_SUITE
+
+}  // namespace
