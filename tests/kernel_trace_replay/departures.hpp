@@ -22,7 +22,7 @@ struct departure {
   std::string_view reason;
 };
 
-inline constexpr std::array<departure, 7> departures = {{
+inline constexpr std::array<departure, 9> departures = {{
     {"warn-once",
      "The kernel warns once per place, the library reports each time: repeated reports of a "
      "place are not compared."},
@@ -45,6 +45,12 @@ inline constexpr std::array<departure, 7> departures = {{
     {"pm-only-balanced",
      "The kernel's pm_only goes to -1, which closes the gate; clear_pm_only() reports and leaves "
      "0. The replayer counts the debt, and raises pm_only while there is any."},
+    {"suspend-once",
+     "The kernel warns of a suspend check of a device that is not active, and raises pm_only once "
+     "more; pre_runtime_suspend() reports and changes nothing. The replayer raises pm_only."},
+    {"status-wakes",
+     "The kernel wakes nobody when rpm_status changes, so that a PM request sleeps on although it "
+     "may pass; the library wakes everybody who waits. The replayer withholds these wake-ups."},
 }};
 
 /// Turns what the library reports into the kernel's warnings.
@@ -58,7 +64,7 @@ class warnings {
       std::string_view place;
       bool percpu_only = false;
     };
-    static constexpr std::array<entry, 8> table = {{
+    static constexpr std::array<entry, 9> table = {{
         {"percpu_ref: more references were put", "lib/percpu-refcount.c:197"},
         {"kill() of a percpu_ref that is dying", "lib/percpu-refcount.c:390"},
         {"reinit() of a percpu_ref that is not at zero", "lib/percpu-refcount.c:443"},
@@ -66,6 +72,7 @@ class warnings {
         {"resurrect() of a percpu_ref that is live", "lib/percpu-refcount.c:471", true},
         {"unfreeze() of a gate that is not frozen", "block/blk-mq.c:247"},
         {"unquiesce() of a gate that is not quiesced", "block/blk-mq.c:349"},
+        {"pre_runtime_suspend() of a device that is not active", "block/blk-pm.c:69"},
         {"clear_pm_only() without set_pm_only()", "block/blk-core.c:242"},
     }};
     std::vector<std::string> places;

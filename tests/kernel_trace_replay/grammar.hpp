@@ -33,8 +33,8 @@ class grammar {
 
  private:
   /// One letter for each argument: R a ref, r one that is made, Q a queue, q one that is
-  /// made, X a ref or queue, N a request, n one that is made, I a number, S a status,
-  /// B a busy status, C `confirm`. Those behind a ? may be missing. Then the options;
+  /// made, X a ref or queue, N a request, n one that is made, I a number, E an errno
+  /// or 0, S a status, B a busy status, C `confirm`. Those behind a ? may be missing. Then the options;
   /// those with a ! must be there.
   struct shape {
     std::string_view args;
@@ -80,6 +80,10 @@ class grammar {
         {"blk_mark_disk_dead", {"Q"}},
         {"blk_set_pm_only", {"Q"}},
         {"blk_clear_pm_only", {"Q"}},
+        {"blk_pre_runtime_suspend", {"Q"}},
+        {"blk_post_runtime_suspend", {"QE"}},
+        {"blk_pre_runtime_resume", {"Q"}},
+        {"blk_post_runtime_resume", {"Q"}},
         {"blk_mq_quiesce_queue", {"Q"}},
         {"blk_mq_quiesce_queue_nowait", {"Q"}},
         {"blk_mq_wait_quiesce_done", {"Q"}},
@@ -146,6 +150,10 @@ class grammar {
       case 'N': return known(requests_);
       case 'n': return make(requests_, false);
       case 'I': return is_number(text) ? "" : "malformed number " + text;
+      case 'E':
+        return is_number(text.starts_with('-') ? text.substr(1) : text)
+                   ? ""
+                   : "malformed number " + text;
       case 'S': return one_of({"OK", "IOERR", "TIMEOUT", "AGAIN"});
       case 'B': return one_of({"RESOURCE", "DEV_RESOURCE"});
       default: return one_of({"confirm"});

@@ -8,11 +8,13 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include <pmgate/block/request_queue.hpp>
+#include <pmgate/block/runtime_pm.hpp>
 #include <pmgate/pm/work_queue.hpp>
 #include <pmgate/status.hpp>
 
@@ -77,6 +79,7 @@ class queue_room {
     pmgate::dispatch_status refusal = pmgate::dispatch_status::resource;
     int freeze_debt = 0;   // departure unfreeze-balanced
     int pm_only_debt = 0;  // departure pm-only-balanced
+    std::optional<pmgate::basic_runtime_pm<trace_platform>> pm;
   };
 
   struct traced_request : request_type {
@@ -143,7 +146,9 @@ class queue_room {
     const auto start =
         op.option("kind", "") == "disk" ? pmgate::gate_start::percpu : pmgate::gate_start::atomic;
     auto queue = std::make_unique<traced_queue>(*this, op.args[0], tags, start);
-    if (op.option("pm", "0") == "1") queue->gate().set_resume_request(&on_resume, queue.get());
+    if (op.option("pm", "0") == "1") {
+      queue->pm.emplace(*queue, pmgate::runtime_pm_ops{&on_resume, nullptr, nullptr, queue.get()});
+    }
     in_order_.push_back(queue.get());
     queues_[op.args[0]] = std::move(queue);
     if (!works_started_) {
@@ -186,10 +191,12 @@ class queue_room {
   std::string state_of_queue(const traced_queue& queue) const {
     const auto& gate = queue.gate();
     const int pm_only = queue.pm_only_debt != 0 ? -queue.pm_only_debt : gate.pm_only();
+    const auto rpm = queue.pm ? queue.pm->runtime_status() : pmgate::rpm_status::active;
     return "freeze_depth=" + std::to_string(gate.depth() - queue.freeze_debt) +
            " pm_only=" + std::to_string(pm_only) +
            " quiesce_depth=" + std::to_string(queue.quiesce_depth()) +
-           " dying=" + text_of(gate.is_dying()) + " rpm=ACTIVE usage: " + state_of(gate.usage().snapshot());
+           " dying=" + text_of(gate.is_dying()) + " rpm=" + to_string(rpm) +
+           " usage: " + state_of(gate.usage().snapshot());
   }
 
   // -- operations on queues
@@ -271,6 +278,34 @@ class queue_room {
     return "void";
   }
 
+  std::string pre_suspend(traced_queue& queue, const operation&) {
+    if (!queue.pm) return "0";
+    const int reports = events_.reports();
+    const pmgate::status result = queue.pm->pre_runtime_suspend();
+    if (events_.reports() == reports) return to_string(result);
+    queue.set_pm_only();  // departure suspend-once
+    return "0";
+  }
+  std::string post_suspend(traced_queue& queue, const operation& op) {
+    if (!queue.pm) return "void";
+    const auto result = static_cast<pmgate::status>(std::stoi(op.args[1]));
+    std::optional<withheld_wakes> departure;
+    if (result == pmgate::status::ok) departure.emplace();
+    queue.pm->post_runtime_suspend(result);
+    return "void";
+  }
+  std::string pre_resume(traced_queue& queue, const operation&) {
+    const withheld_wakes departure;
+    if (queue.pm) queue.pm->pre_runtime_resume();
+    return "void";
+  }
+  std::string post_resume(traced_queue& queue, const operation& op) {
+    if (!queue.pm) return "void";
+    if (queue.pm->runtime_status() == pmgate::rpm_status::suspended) (void)pre_resume(queue, op);
+    queue.pm->post_runtime_resume();
+    return "void";
+  }
+
   std::string quiesce(traced_queue& queue, const operation&) {
     queue.quiesce();
     return "void";
@@ -341,6 +376,10 @@ class queue_room {
         {"blk_mark_disk_dead", &self::mark_disk_dead},
         {"blk_set_pm_only", &self::set_pm_only},
         {"blk_clear_pm_only", &self::clear_pm_only},
+        {"blk_pre_runtime_suspend", &self::pre_suspend},
+        {"blk_post_runtime_suspend", &self::post_suspend},
+        {"blk_pre_runtime_resume", &self::pre_resume},
+        {"blk_post_runtime_resume", &self::post_resume},
         {"blk_mq_quiesce_queue", &self::quiesce},
         {"blk_mq_quiesce_queue_nowait", &self::quiesce_nowait},
         {"blk_mq_wait_quiesce_done", &self::wait_quiesced},

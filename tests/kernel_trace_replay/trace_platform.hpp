@@ -139,6 +139,19 @@ class trace_mutex {
   sleepers waiting_;
 };
 
+/// While one exists, wake_all() wakes nobody; see departure status-wakes.
+class withheld_wakes {
+ public:
+  withheld_wakes() { ++count_; }
+  ~withheld_wakes() { --count_; }
+  withheld_wakes(const withheld_wakes&) = delete;
+  withheld_wakes& operator=(const withheld_wakes&) = delete;
+  static bool any() { return count_ != 0; }
+
+ private:
+  static inline int count_ = 0;
+};
+
 class trace_wait_word : public trace_atomic<std::uint32_t> {
  public:
   explicit trace_wait_word(std::uint32_t value = 0) noexcept : trace_atomic(value & values) {}
@@ -161,7 +174,9 @@ class trace_wait_word : public trace_atomic<std::uint32_t> {
   bool wait_until(std::uint32_t old, std::int64_t deadline) noexcept {
     return load(std::memory_order_relaxed) != old || waiting_.sleep_until(deadline);
   }
-  void wake_all() noexcept { waiting_.wake_all(); }
+  void wake_all() noexcept {
+    if (!withheld_wakes::any()) waiting_.wake_all();
+  }
   void publish_add(std::uint32_t n) noexcept {
     (void)fetch_add(n, std::memory_order_acq_rel);
     wake_all();
