@@ -22,7 +22,7 @@ struct departure {
   std::string_view reason;
 };
 
-inline constexpr std::array<departure, 9> departures = {{
+inline constexpr std::array<departure, 10> departures = {{
     {"warn-once",
      "The kernel warns once per place, the library reports each time: repeated reports of a "
      "place are not compared."},
@@ -51,6 +51,10 @@ inline constexpr std::array<departure, 9> departures = {{
     {"status-wakes",
      "The kernel wakes nobody when rpm_status changes, so that a PM request sleeps on although it "
      "may pass; the library wakes everybody who waits. The replayer withholds these wake-ups."},
+    {"one-grace-period",
+     "The dispatch of a BLOCKING tag set has a grace period of its own, which plain readers do not "
+     "hold up; the library counts its sections, and a platform has one grace period. Where such "
+     "a queue is quiesced the replayer has readers hold up nothing."},
 }};
 
 /// Turns what the library reports into the kernel's warnings.

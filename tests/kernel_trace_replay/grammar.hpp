@@ -78,6 +78,10 @@ class grammar {
         {"__blk_mq_unfreeze_queue", {"Q", "force_atomic!"}},
         {"blk_queue_start_drain", {"Q"}},
         {"blk_mark_disk_dead", {"Q"}},
+        {"del_gendisk", {"Q"}},
+        {"blk_mq_destroy_queue", {"Q"}},
+        {"hold_dispatch", {"Q"}},
+        {"release_dispatch", {"Q"}},
         {"blk_set_pm_only", {"Q"}},
         {"blk_clear_pm_only", {"Q"}},
         {"blk_pre_runtime_suspend", {"Q"}},
@@ -160,7 +164,7 @@ class grammar {
     }
   }
 
-  static std::string problem_with_options(const operation& op, std::string_view allowed) {
+  std::string problem_with_options(const operation& op, std::string_view allowed) {
     std::set<std::string> names;
     for (std::string name : split(std::string(allowed), ' ')) {
       const bool needed = name.ends_with('!');
@@ -176,8 +180,8 @@ class grammar {
     return "";
   }
 
-  static std::string problem_with_option(const operation& op, const std::string& name,
-                                         const std::string& value) {
+  std::string problem_with_option(const operation& op, const std::string& name,
+                                  const std::string& value) {
     const std::string wrong = "malformed: " + name + "=" + value;
     if (name == "flags") {
       static const std::set<std::string> of_refs = {"0", "ATOMIC", "DEAD", "ALLOW_REINIT"};
@@ -192,9 +196,8 @@ class grammar {
     if (name == "kind") return value == "disk" || value == "mq" ? "" : wrong;
     if (name == "on_release") return value == "exit" ? "" : wrong;
     if (name == "depth") return is_number(value) && value != "0" ? "" : wrong;
-    if (name == "share") return "unknown operation new_queue share=";
+    if (name == "share") return queues_.contains(value) ? "" : "malformed: there is no " + value;
     if (value != "0" && value != "1") return wrong;
-    if (name == "blocking" && value == "1") return "unknown operation new_queue blocking=1";
     return "";
   }
 

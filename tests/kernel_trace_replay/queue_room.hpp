@@ -58,6 +58,7 @@ class queue_room {
   void clear() {
     in_order_.clear();
     queues_.clear();
+    sets_.clear();
     requests_.clear();
     works_.stop();
   }
@@ -65,15 +66,18 @@ class queue_room {
  private:
   using queue_type = pmgate::basic_request_queue<trace_platform>;
   using request_type = pmgate::basic_request<trace_platform>;
+  using set_type = pmgate::basic_tag_set<trace_platform>;
 
   struct traced_queue : queue_type {
-    traced_queue(queue_room& its_room, std::string its_name, unsigned tags,
+    traced_queue(queue_room& its_room, std::string its_name, set_type& tags,
                  pmgate::gate_start start)
         : queue_type({&queue_rq, this}, its_room.works_, tags, start),
           room(its_room),
           name(std::move(its_name)) {}
     queue_room& room;
     std::string name;
+    bool held = false;  // queue_rq sleeps
+    sleepers in_driver;
     std::string printed;
     unsigned busy = 0;  // refusals to come
     pmgate::dispatch_status refusal = pmgate::dispatch_status::resource;
@@ -100,7 +104,12 @@ class queue_room {
     const std::string what =
         "queue_rq " + queue.name + " " + static_cast<traced_request&>(its_request).name;
     if (queue.busy == 0) {
+      const std::string name = static_cast<traced_request&>(its_request).name;
       queue.room.events_.event(what);
+      if (queue.held) {
+        while (queue.held) queue.in_driver.sleep();
+        queue.room.events_.event("queue_rq_return " + queue.name + " " + name);
+      }
       return pmgate::dispatch_status::ok;
     }
     --queue.busy;
@@ -142,21 +151,34 @@ class queue_room {
   // -- objects
 
   std::string make(const operation& op) {
-    const unsigned tags = static_cast<unsigned>(std::stoul(op.option("depth", "8")));
     const auto start =
         op.option("kind", "") == "disk" ? pmgate::gate_start::percpu : pmgate::gate_start::atomic;
-    auto queue = std::make_unique<traced_queue>(*this, op.args[0], tags, start);
+    auto queue = std::make_unique<traced_queue>(*this, op.args[0], tags_of(op), start);
     if (op.option("pm", "0") == "1") {
       queue->pm.emplace(*queue, pmgate::runtime_pm_ops{&on_resume, nullptr, nullptr, queue.get()});
     }
     in_order_.push_back(queue.get());
     queues_[op.args[0]] = std::move(queue);
-    if (!works_started_) {
-      works_started_ = true;
-      auto& world = scheduler::get();
-      world.start(world.find("(kblockd)"), [this] { works_.run(); });
-    }
+    start_works();
     return "0";
+  }
+
+  set_type& tags_of(const operation& op) {
+    const std::string shared = op.option("share", "");
+    if (!shared.empty()) return queues_.at(shared)->tags();
+    const auto driver = op.option("blocking", "0") == "1" ? pmgate::driver_kind::blocking
+                                                          : pmgate::driver_kind::nonblocking;
+    const auto depth = static_cast<unsigned>(std::stoul(op.option("depth", "8")));
+    return *sets_.emplace_back(std::make_unique<set_type>(depth, driver));
+  }
+
+  // Several workers: one may sleep in a driver.
+  void start_works() {
+    auto& world = scheduler::get();
+    for (; workers_ < most_runs; ++workers_) {
+      world.start(world.find("(kblockd " + std::to_string(workers_) + ")"),
+                  [this] { works_.run(); });
+    }
   }
 
   std::string new_request(traced_queue& queue, const operation& op) {
@@ -257,6 +279,15 @@ class queue_room {
     return "void";
   }
 
+  std::string del_gendisk(traced_queue& queue, const operation&) {
+    queue.del_gendisk();
+    return "void";
+  }
+  std::string destroy(traced_queue& queue, const operation&) {
+    queue.destroy();
+    return "void";
+  }
+
   std::string set_pm_only(traced_queue& queue, const operation&) {
     if (queue.pm_only_debt == 0) {
       queue.set_pm_only();
@@ -307,6 +338,7 @@ class queue_room {
   }
 
   std::string quiesce(traced_queue& queue, const operation&) {
+    const grace_without_readers departure(queue.tags().is_blocking());
     queue.quiesce();
     return "void";
   }
@@ -315,11 +347,30 @@ class queue_room {
     return "void";
   }
   std::string wait_quiesced(traced_queue& queue, const operation&) {
+    const grace_without_readers departure(queue.tags().is_blocking());
     queue.wait_quiesced();
     return "void";
   }
   std::string unquiesce(traced_queue& queue, const operation&) {
     queue.unquiesce();
+    return "void";
+  }
+  std::string quiesce_tagset(traced_queue& queue, const operation&) {
+    const grace_without_readers departure(queue.tags().is_blocking());
+    queue.tags().quiesce();
+    return "void";
+  }
+  std::string unquiesce_tagset(traced_queue& queue, const operation&) {
+    queue.tags().unquiesce();
+    return "void";
+  }
+  std::string hold(traced_queue& queue, const operation&) {
+    queue.held = true;
+    return "void";
+  }
+  std::string release(traced_queue& queue, const operation&) {
+    queue.held = false;
+    queue.in_driver.wake_all();
     return "void";
   }
   std::string run(traced_queue& queue, const operation& op) {
@@ -374,6 +425,8 @@ class queue_room {
         {"__blk_mq_unfreeze_queue", &self::unfreeze},
         {"blk_queue_start_drain", &self::start_drain},
         {"blk_mark_disk_dead", &self::mark_disk_dead},
+        {"del_gendisk", &self::del_gendisk},
+        {"blk_mq_destroy_queue", &self::destroy},
         {"blk_set_pm_only", &self::set_pm_only},
         {"blk_clear_pm_only", &self::clear_pm_only},
         {"blk_pre_runtime_suspend", &self::pre_suspend},
@@ -384,11 +437,13 @@ class queue_room {
         {"blk_mq_quiesce_queue_nowait", &self::quiesce_nowait},
         {"blk_mq_wait_quiesce_done", &self::wait_quiesced},
         {"blk_mq_unquiesce_queue", &self::unquiesce},
-        {"blk_mq_quiesce_tagset", &self::quiesce},      // a tag set has one queue here
-        {"blk_mq_unquiesce_tagset", &self::unquiesce},  // likewise
+        {"blk_mq_quiesce_tagset", &self::quiesce_tagset},
+        {"blk_mq_unquiesce_tagset", &self::unquiesce_tagset},
         {"blk_mq_run_hw_queues", &self::run},
         {"blk_mq_stop_hw_queues", &self::stop},
         {"blk_mq_start_stopped_hw_queues", &self::start_stopped},
+        {"hold_dispatch", &self::hold},
+        {"release_dispatch", &self::release},
         {"set_busy", &self::set_busy},
         {"blk_queue_dying", &self::is_dying},
         {"blk_queue_quiesced", &self::is_quiesced},
@@ -400,8 +455,11 @@ class queue_room {
   }
 
   recorder& events_;
-  pmgate::pm::basic_work_queue<trace_platform> works_{"kblockd"};
-  bool works_started_ = false;
+  static constexpr unsigned most_runs = 4;
+  pmgate::pm::basic_work_queue<trace_platform> works_{"kblockd", pmgate::pm::work_queue_flags::none,
+                                                      most_runs};
+  unsigned workers_ = 0;
+  std::vector<std::unique_ptr<set_type>> sets_;
   std::map<std::string, std::unique_ptr<traced_request>> requests_;
   std::map<std::string, std::unique_ptr<traced_queue>> queues_;
   std::vector<traced_queue*> in_order_;

@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <deque>
 #include <functional>
+#include <set>
 #include <utility>
 
 #include <pmgate/platform/concept.hpp>
@@ -19,6 +20,28 @@
 #include "scheduler.hpp"
 
 namespace replay {
+
+/// While one exists, the present task's grace periods are over at once; see departure
+/// one-grace-period.
+class grace_without_readers {
+ public:
+  explicit grace_without_readers(bool wanted) : wanted_(wanted) {
+    if (wanted_) tasks().insert(scheduler::get().current());
+  }
+  ~grace_without_readers() {
+    if (wanted_) tasks().erase(scheduler::get().current());
+  }
+  grace_without_readers(const grace_without_readers&) = delete;
+  grace_without_readers& operator=(const grace_without_readers&) = delete;
+  static bool holds() { return tasks().contains(scheduler::get().current()); }
+
+ private:
+  static std::set<const task*>& tasks() {
+    static std::set<const task*> those;
+    return those;
+  }
+  bool wanted_;
+};
 
 /// Tasks that sleep, oldest first.
 class sleepers {
@@ -211,6 +234,7 @@ struct trace_platform {
     return true;
   }
   [[nodiscard]] static bool synchronize() noexcept {
+    if (grace_without_readers::holds()) return true;
     struct request : pmgate::grace_callback {
       bool over = false;
       sleepers waiting;

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: MIT
 //
-// pmgate/block/request.hpp - what passes through a request queue.
+// pmgate/block/request.hpp - what passes through a request queue, and the driver to
+// which it is offered.
 //
 // A request belongs to its user, who embeds or inherits it; the queue links it
 // into its lists and allocates nothing. From alloc() to its end it holds one
 // entry of the queue's gate and one tag: the number by which the device knows it.
 //
-// Counterpart: struct request and the tags of blk-mq (semantics only).
+// Counterpart: struct request and struct blk_mq_ops of blk-mq (semantics only).
 #ifndef PMGATE_BLOCK_REQUEST_HPP
 #define PMGATE_BLOCK_REQUEST_HPP
 
-#include <bit>
 #include <cstdint>
 
 #include <pmgate/platform.hpp>
@@ -33,13 +33,34 @@ enum class request_kind : std::uint8_t {
 };
 
 template <platform Platform>
+class basic_request;
+template <platform Platform>
 class basic_request_queue;
 namespace detail {
 template <platform Platform>
 class dispatcher;
 template <class Request>
 class request_list;
+template <platform Platform>
+class tag_allocator;
 }  // namespace detail
+
+/// The driver of a request queue.
+template <platform Platform>
+struct basic_queue_ops {
+  using queue_type = basic_request_queue<Platform>;
+  using request_type = basic_request<Platform>;
+
+  /// Offers a request: the driver takes it (ok), and completes or requeues it once,
+  /// here or later, from any thread; or it refuses and forgets it.
+  ///
+  /// Runs in a dispatch section, outside every lock, also on several threads at
+  /// once. Must not quiesce the queue, wait for a freeze, or wait for a tag.
+  dispatch_status (*queue_rq)(queue_type& queue, request_type& rq) noexcept;
+  void* context = nullptr;  ///< for queue_rq: queue.context()
+};
+
+using queue_ops = basic_queue_ops<default_platform>;
 
 /// One I/O request; the base class or a member of what the user wants to remember.
 ///
@@ -80,6 +101,7 @@ class basic_request {
   friend class basic_request_queue<Platform>;
   friend class detail::dispatcher<Platform>;
   friend class detail::request_list<basic_request>;
+  friend class detail::tag_allocator<Platform>;
 
   /// Who has it.
   enum class place : std::uint8_t { user, allocated, queued, driver };
@@ -97,38 +119,6 @@ class basic_request {
 
 using request = basic_request<default_platform>;
 
-namespace detail {
-
-/// The numbers that are free; belongs to a lock of its owner.
-class tag_pool {
- public:
-  static constexpr unsigned max_depth = 1024;
-
-  /// Numbers from 0 to depth - 1.
-  explicit constexpr tag_pool(unsigned depth) noexcept {
-    for (unsigned tag = 0; tag < depth && tag < max_depth; ++tag) give(tag);
-  }
-  /// Takes the lowest free number; false if there is none.
-  [[nodiscard]] bool take(std::uint16_t& tag) noexcept {
-    if (words_ == 0) return false;
-    const auto word = static_cast<unsigned>(std::countr_zero(words_));
-    const auto bit = static_cast<unsigned>(std::countr_zero(free_[word]));
-    free_[word] &= free_[word] - 1;
-    if (free_[word] == 0) words_ &= words_ - 1;
-    tag = static_cast<std::uint16_t>(word * 64 + bit);
-    return true;
-  }
-  constexpr void give(unsigned tag) noexcept {
-    free_[tag / 64] |= std::uint64_t{1} << tag % 64;
-    words_ |= std::uint32_t{1} << tag / 64;
-  }
-
- private:
-  std::uint64_t free_[max_depth / 64] = {};
-  std::uint32_t words_ = 0;  // which words have a free number
-};
-
-}  // namespace detail
 }  // namespace pmgate
 
 #endif  // PMGATE_BLOCK_REQUEST_HPP

@@ -18,29 +18,15 @@
 #include <atomic>
 #include <cstdint>
 
-#include <pmgate/block/freeze_gate.hpp>
+#include <pmgate/block/queue_gate.hpp>
 #include <pmgate/block/request.hpp>
+#include <pmgate/block/tag_set.hpp>
 #include <pmgate/detail/block/dispatcher.hpp>
 #include <pmgate/pm/work_queue.hpp>
 
 namespace pmgate {
 
-/// The driver of a request queue.
-template <platform Platform>
-struct basic_queue_ops {
-  using queue_type = basic_request_queue<Platform>;
-  using request_type = basic_request<Platform>;
-
-  /// Offers a request: the driver takes it (ok), and completes or requeues it once,
-  /// here or later, from any thread; or it refuses and forgets it.
-  ///
-  /// Runs in a dispatch section, outside every lock, also on several threads at
-  /// once. Must not quiesce the queue, wait for a freeze, or wait for a tag.
-  dispatch_status (*queue_rq)(queue_type& queue, request_type& rq) noexcept;
-  void* context = nullptr;  ///< for queue_rq: queue.context()
-};
-
-/// Request queue: gate, tags, dispatch.
+/// Request queue: gate (see the base), tags, dispatch.
 ///
 /// Lifetime: neither copyable nor movable. May be destroyed with nobody inside, also
 ///           right after freeze_wait() of a freeze in force: whoever completed the
@@ -49,23 +35,40 @@ struct basic_queue_ops {
 ///           end callbacks run outside every lock and may call any member that
 ///           does not wait for them.
 /// Blocking: as each member says; nothing else blocks but for the lock of the lists.
-///           A driver that blocks in its callback blocks whoever submits.
+///           A driver that sleeps in its callback says so (driver_kind::blocking): then
+///           the work queue calls it, and a submitter does not sleep for it, but for
+///           bios and run().
 /// Misuse:   goes to Platform::misuse() and has no effect.
 /// Orders:   everything before a request is submitted happens-before queue_rq; all
 ///           before complete() happens-before the end callback or execute() returns.
-/// Limits:   one hardware queue, tags of its own, at most 1024.
+/// Limits:   one hardware queue. quiesce() waits for the sections of this queue alone, and
+///           for a grace period of the platform (Kernel: for those of the whole tag set if
+///           its drivers may block, otherwise for all in the machine).
 template <platform Platform>
-class basic_request_queue {
+class basic_request_queue : public basic_queue_gate<Platform> {
+  using base = basic_queue_gate<Platform>;
+
  public:
+  using base::gate;
   using request_type = basic_request<Platform>;
   using ops_type = basic_queue_ops<Platform>;
-  using time_point = typename Platform::time_point;
+  using tag_set_type = basic_tag_set<Platform>;
+  using works_type = pm::basic_work_queue<Platform>;
 
-  /// The work queue does the asynchronous runs (the kernel's kblockd) and outlives
-  /// this. depth: tags, 1 to 1024.  Kernel: blk_mq_alloc_queue().
-  basic_request_queue(const ops_type& ops, pm::basic_work_queue<Platform>& works, unsigned depth,
-                      gate_start start = gate_start::percpu) noexcept;
-  ~basic_request_queue() = default;
+  /// With tags of its own, 1 to 1024. The work queue does the asynchronous runs (the
+  /// kernel's kblockd) and outlives this.  Kernel: blk_mq_alloc_queue().
+  basic_request_queue(const ops_type& ops, works_type& works, unsigned depth,
+                      gate_start start = gate_start::percpu,
+                      driver_kind driver = driver_kind::nonblocking) noexcept
+      : basic_request_queue(ops, works, nullptr, depth, driver, start, tagset_quiesce::included) {}
+
+  /// With the tags of a set; born quiesced and frozen as often as the set is.
+  basic_request_queue(const ops_type& ops, works_type& works, tag_set_type& tags,
+                      gate_start start = gate_start::percpu,
+                      tagset_quiesce part = tagset_quiesce::included) noexcept
+      : basic_request_queue(ops, works, &tags, 1, driver_kind::nonblocking, start, part) {}
+
+  ~basic_request_queue() { set_.leave(*this); }
   basic_request_queue(const basic_request_queue&) = delete;
   basic_request_queue& operator=(const basic_request_queue&) = delete;
 
@@ -80,16 +83,28 @@ class basic_request_queue {
   /// Cost: a gate entry and a short lock.  Kernel: blk_mq_alloc_request().
   [[nodiscard]] status alloc(request_type& rq, enter_flags flags = {}) noexcept;
 
+  /// Allocates up to n requests, with one entry by the fast path for all of them.
+  ///
+  /// Takes the tags that are free; waits for one only if there is none.
+  /// got: how many it has allocated, the first ones; 0 unless ok is returned.
+  /// Returns, Blocks: as alloc().  Kernel: blk_mq_alloc_request() with a plug.
+  [[nodiscard]] status alloc_batch(request_type* const* rqs, unsigned n, unsigned& got,
+                                   enter_flags flags = {}) noexcept;
+
   /// Gives back a request that was not executed.
   ///
   /// Blocks: no.  Kernel: blk_mq_free_request().
   void free(request_type& rq) noexcept;
 
+  /// free() of n requests at once.
+  void free_batch(request_type* const* rqs, unsigned n) noexcept;
+
   /// Queues an allocated request, at the end or the front of what is passed through,
   /// and offers the driver what is queued. The end callback tells the rest.
   ///
   /// Works in a frozen queue. Quiesced or stopped: the request is kept.
-  /// Blocks: no, unless the driver does.  Kernel: blk_execute_rq_nowait().
+  /// Blocks: no, unless the driver does; not for one that says so.
+  /// Kernel: blk_execute_rq_nowait().
   void execute_nowait(request_type& rq, bool at_head = false) noexcept;
 
   /// execute_nowait(), waits for the completion and frees the request. The end
@@ -123,11 +138,14 @@ class basic_request_queue {
   /// Blocks: no, unless the callback does.  Kernel: blk_mq_end_request().
   void complete(request_type& rq, status result = status::ok) noexcept;
 
-  /// Takes a request back from the driver, to be offered again by an asynchronous run.
+  /// Takes a request back from the driver, to be offered again in front of others by an
+  /// asynchronous run; without `kick` not before the next kick_requeued().
   ///
   /// It keeps its tag and its entry: a freeze waits for it. While quiesced it is kept.
-  /// Precondition, Blocks: as complete(), no.  Kernel: blk_mq_requeue_request(rq, true).
-  void requeue(request_type& rq) noexcept;
+  /// Precondition: as complete().  Blocks: no.  Kernel: blk_mq_requeue_request().
+  void requeue(request_type& rq, bool kick = true) noexcept;
+  /// Has what was requeued offered again.  Kernel: blk_mq_kick_requeue_list().
+  void kick_requeued() noexcept { dispatch_.kick_requeued(); }
 
   // -- dispatch
 
@@ -159,102 +177,70 @@ class basic_request_queue {
     if (dispatch_.sections().unquiesce()) dispatch_.run_async();
   }
 
-  // -- the gate; closing and opening as basic_freeze_gate, which see
+  // -- the end
 
-  /// Enters without a request; leave by exit().  Kernel: blk_queue_enter().
-  [[nodiscard]] status enter(enter_flags flags = {}) noexcept { return gate_.enter(flags); }
-  [[nodiscard]] bool try_enter(enter_flags flags = {}) noexcept { return gate_.try_enter(flags); }
-  void exit(std::intptr_t n = 1) noexcept { gate_.exit(n); }
-
-  /// freeze_start() and freeze_wait(): afterwards there are no requests.
+  /// Ends a queue without a disk: the gate is dying and stays frozen, runs are over, and the
+  /// queue has left its tag set. Whoever waits at the gate is told.
   ///
-  /// Does not imply that nobody is inside a dispatch section: see quiesce().
-  /// Blocks: until every request has been freed.  Kernel: blk_mq_freeze_queue().
-  status freeze() noexcept;
-  /// Closes the gate; the one that closed it also offers the driver what is queued.
-  ///
-  /// Kernel: blk_freeze_queue_start().
-  status freeze_start() noexcept;
-  status freeze_wait() noexcept { return gate_.freeze_wait(); }
-  [[nodiscard]] bool freeze_wait_until(time_point deadline) noexcept {
-    return gate_.freeze_wait_until(deadline);
-  }
-  void unfreeze() noexcept { gate_.unfreeze(); }
-  void unfreeze_to_atomic() noexcept { gate_.unfreeze_to_atomic(); }
-
-  void set_pm_only() noexcept { gate_.set_pm_only(); }
-  void clear_pm_only() noexcept { gate_.clear_pm_only(); }
-
-  /// Called whenever a request is freed that is not for power management; for runtime_pm,
-  /// before the queue is used.  Kernel: blk_pm_mark_last_busy().
-  void set_busy_mark(void (*mark)(void* context) noexcept, void* context) noexcept {
-    busy_mark_ = mark;
-    busy_context_ = context;
-  }
-
-  /// freeze_start() for the death of the queue: whoever waits at the gate looks whether
-  /// it is dying. Whoever waits for a tag is inside, and gets it.
-  ///
-  /// Kernel: blk_queue_start_drain(), which wakes those as well, to no effect.
-  status start_drain() noexcept;
-
-  /// The device is gone: the gate is dying, and the first call drains it. Bios fail from
-  /// now on, even if the gate is opened again. Does not wait.
-  ///
-  /// Kernel: blk_mark_disk_dead().
-  status mark_disk_dead() noexcept;
+  /// Precondition: not from inside the queue or its driver.
+  /// Returns, Blocks: as freeze().  Kernel: blk_mq_destroy_queue().
+  status destroy() noexcept;
 
   // -- queries
 
-  /// The gate, for what is not above. Freezes go through the queue.
-  [[nodiscard]] basic_freeze_gate<Platform>& gate() noexcept { return gate_; }
-  [[nodiscard]] const basic_freeze_gate<Platform>& gate() const noexcept { return gate_; }
   /// Quiesces in force.
   [[nodiscard]] int quiesce_depth() const noexcept { return dispatch_.sections().depth(); }
-  [[nodiscard]] bool is_disk_dead() const noexcept;
   /// The driver's context.
   [[nodiscard]] void* context() const noexcept { return ops_.context; }
+  /// Where its tags come from; a set of its own if it was not given one.
+  [[nodiscard]] tag_set_type& tags() noexcept { return set_; }
 
  private:
+  friend class basic_tag_set<Platform>;
   friend class detail::dispatcher<Platform>;
   using place = typename request_type::place;
+  using allocator = detail::tag_allocator<Platform>;
 
-  /// Somebody who waits for a tag, on his own stack.
-  struct tag_waiter {
-    request_type& rq;
-    tag_waiter* next = nullptr;
-    typename Platform::wait_word given{0};  // 1: rq has its tag
-  };
+  basic_request_queue(const ops_type& ops, works_type& works, tag_set_type* shared, unsigned depth,
+                      driver_kind driver, gate_start start, tagset_quiesce part) noexcept;
 
+  static constexpr const char* in_use = "alloc() of a request that is in use";
+  static constexpr const char* not_allocated =
+      "free() or execute() of a request that is not just allocated";
   static bool expect(const request_type& rq, place where, const char* text) noexcept;
+  static void note_allocated(request_type& rq, request_kind kind, enter_flags flags) noexcept;
   status begin_lock(request_type& rq, request_kind kind, enter_flags flags) noexcept;
-  bool take_tag(request_type& rq) noexcept;
   [[gnu::noinline]] status wait_for_tag(request_type& rq) noexcept;
   void give_back(std::uint16_t tag, bool pm) noexcept;
+  void leave_unlock(std::intptr_t n) noexcept;
   dispatch_status call_driver(request_type& rq) noexcept { return ops_.queue_rq(*this, rq); }
+  bool in_tagset_quiesce() const noexcept { return part_ == tagset_quiesce::included; }
 
-  basic_freeze_gate<Platform> gate_;
   ops_type ops_;
-  void (*busy_mark_)(void*) noexcept = nullptr;
-  void* busy_context_ = nullptr;
-  typename Platform::template atomic<bool> disk_dead_{false};
-  detail::tag_pool tags_;  // this and the waiters: under the dispatcher's mutex
-  tag_waiter* first_waiter_ = nullptr;
-  tag_waiter* last_waiter_ = nullptr;
-  detail::dispatcher<Platform> dispatch_;  // destroyed first: it waits for who is left
+  const tagset_quiesce part_;
+  tag_set_type own_set_;  // where none is shared
+  tag_set_type& set_;
+  basic_request_queue* next_in_set_ = nullptr;  // under the set's lock of its members
+  detail::tag_share share_;                     // under the lock of the lists
+  detail::dispatcher<Platform> dispatch_;       // destroyed first: it waits for who is left
 };
 
-using queue_ops = basic_queue_ops<default_platform>;
 using request_queue = basic_request_queue<default_platform>;
 
+/// The gate is moved to CPU-local counting when all is in force that the set brings.
 template <platform Platform>
-basic_request_queue<Platform>::basic_request_queue(const ops_type& ops,
-                                                   pm::basic_work_queue<Platform>& works,
-                                                   unsigned depth, gate_start start) noexcept
-    : gate_(start), ops_(ops), tags_(depth), dispatch_(*this, works) {
-  if (depth == 0 || depth > detail::tag_pool::max_depth) {
-    Platform::misuse("a request_queue has 1 to 1024 tags");
-  }
+basic_request_queue<Platform>::basic_request_queue(const ops_type& ops, works_type& works,
+                                                   tag_set_type* shared, unsigned depth,
+                                                   driver_kind driver, gate_start start,
+                                                   tagset_quiesce part) noexcept
+    : base(dispatch_),
+      ops_(ops),
+      part_(part),
+      own_set_(depth, driver),
+      set_(shared != nullptr ? *shared : own_set_),
+      dispatch_(*this, works, set_.lock_, set_.is_blocking()) {
+  set_.join(*this);
+  if (start == gate_start::percpu) gate().switch_to_percpu();
 }
 
 template <platform Platform>
@@ -272,25 +258,30 @@ bool basic_request_queue<Platform>::expect(const request_type& rq, place where,
 template <platform Platform>
 status basic_request_queue<Platform>::begin_lock(request_type& rq, request_kind kind,
                                                  enter_flags flags) noexcept {
-  if (!expect(rq, place::user, "alloc() of a request that is in use")) return status::invalid;
-  const status entered = gate_.enter(flags);
+  if (!expect(rq, place::user, in_use)) return status::invalid;
+  const status entered = gate().enter(flags);
   if (entered != status::ok) return entered;
-  rq.kind_ = kind;
-  rq.pm_ = has(flags, enter_flags::pm);
   dispatch_.mutex().lock();
-  if (take_tag(rq)) [[likely]]
-    return status::ok;
-  if (!has(flags, enter_flags::nowait)) return wait_for_tag(rq);
-  dispatch_.mutex().unlock();
-  gate_.exit();
-  return status::again;
+  if (!set_.tags_.take(rq, share_)) [[unlikely]] {
+    if (!has(flags, enter_flags::nowait)) {
+      const status waited = wait_for_tag(rq);
+      if (waited != status::ok) return waited;
+    } else {
+      dispatch_.mutex().unlock();
+      gate().exit();
+      return status::again;
+    }
+  }
+  note_allocated(rq, kind, flags);
+  return status::ok;
 }
 
 template <platform Platform>
-bool basic_request_queue<Platform>::take_tag(request_type& rq) noexcept {
-  if (!tags_.take(rq.tag_)) return false;
+void basic_request_queue<Platform>::note_allocated(request_type& rq, request_kind kind,
+                                                   enter_flags flags) noexcept {
+  rq.kind_ = kind;
+  rq.pm_ = has(flags, enter_flags::pm);
   rq.place_ = place::allocated;
-  return true;
 }
 
 /// Runs the queue first: what is kept may be what has the tags. Lock: as begin_lock().
@@ -298,44 +289,42 @@ template <platform Platform>
 status basic_request_queue<Platform>::wait_for_tag(request_type& rq) noexcept {
   dispatch_.run_unlock();
   dispatch_.mutex().lock();
-  if (take_tag(rq)) return status::ok;
+  if (set_.tags_.take(rq, share_)) return status::ok;
   if constexpr (!Platform::can_block) {
     dispatch_.mutex().unlock();
-    gate_.exit();
+    gate().exit();
     Platform::misuse("alloc() would wait for a tag for ever: there is one thread only");
     return status::again;
   }
-  tag_waiter self{rq};
-  (last_waiter_ != nullptr ? last_waiter_->next : first_waiter_) = &self;
-  last_waiter_ = &self;
+  typename allocator::waiter self{rq, share_};
+  set_.tags_.wait(self);
   dispatch_.mutex().unlock();
-  // [tag.given] acquire: pairs with publish_add() in give_back(): the tag is there.
+  // [tag.given] acquire: pairs with publish_add() in heirs::tell(): the tag is there.
   while (self.given.load(std::memory_order_acquire) == 0) self.given.wait(0);
   self.given.settle();
   dispatch_.mutex().lock();
-  rq.place_ = place::allocated;
   return status::ok;
 }
 
-/// Gives tag and entry back; what waits for either goes on. The entry goes last: the
-/// queue may be destroyed afterwards.
 template <platform Platform>
 void basic_request_queue<Platform>::give_back(std::uint16_t tag, bool pm) noexcept {
-  if (!pm && busy_mark_ != nullptr) busy_mark_(busy_context_);
+  base::note_use(pm);
   dispatch_.mutex().lock();
-  tag_waiter* const heir = first_waiter_;
-  if (heir != nullptr) {
-    heir->rq.tag_ = tag;
-    first_waiter_ = heir->next;
-    if (first_waiter_ == nullptr) last_waiter_ = nullptr;
-  } else {
-    tags_.give(tag);
-  }
+  set_.tags_.give(tag, share_);
+  leave_unlock(1);
+}
+
+/// n requests have given their tags back: what waits for a tag or for room goes on. The
+/// entries go last: the queue may be destroyed afterwards.
+template <platform Platform>
+void basic_request_queue<Platform>::leave_unlock(std::intptr_t n) noexcept {
+  typename allocator::heirs heirs;
+  set_.tags_.serve(heirs);
   const bool run_again = dispatch_.note_freed_locked();
   dispatch_.mutex().unlock();
-  if (heir != nullptr) heir->given.publish_add(1);  // the last touch: it may be gone
+  heirs.tell();
   if (run_again) dispatch_.run_soon();
-  gate_.exit();
+  gate().exit(n);
 }
 
 template <platform Platform>
@@ -346,10 +335,44 @@ inline status basic_request_queue<Platform>::alloc(request_type& rq, enter_flags
 }
 
 template <platform Platform>
+status basic_request_queue<Platform>::alloc_batch(request_type* const* rqs, unsigned n,
+                                                  unsigned& got, enter_flags flags) noexcept {
+  got = 0;
+  if (n == 0) return status::ok;
+  unsigned usable = 1;
+  while (usable < n && expect(*rqs[usable], place::user, in_use)) ++usable;
+  const status first = begin_lock(*rqs[0], request_kind::passthrough, flags);
+  if (first != status::ok) return first;
+  for (got = 1; got < usable && set_.tags_.take(*rqs[got], share_); ++got) {
+    note_allocated(*rqs[got], request_kind::passthrough, flags);
+  }
+  dispatch_.mutex().unlock();
+  if (got > 1) gate().get(static_cast<std::intptr_t>(got) - 1);
+  return status::ok;
+}
+
+template <platform Platform>
 void basic_request_queue<Platform>::free(request_type& rq) noexcept {
-  if (!expect(rq, place::allocated, "free() of a request that is not just allocated")) return;
+  if (!expect(rq, place::allocated, not_allocated)) return;
   rq.place_ = place::user;
   give_back(rq.tag_, rq.pm_);
+}
+
+template <platform Platform>
+void basic_request_queue<Platform>::free_batch(request_type* const* rqs, unsigned n) noexcept {
+  for (unsigned i = 0; i < n; ++i) {
+    if (expect(*rqs[i], place::allocated, not_allocated)) base::note_use(rqs[i]->pm_);
+  }
+  std::intptr_t freed = 0;
+  dispatch_.mutex().lock();
+  for (unsigned i = 0; i < n; ++i) {
+    request_type& rq = *rqs[i];
+    if (rq.place_ != place::allocated) continue;
+    rq.place_ = place::user;
+    set_.tags_.give(rq.tag_, share_);
+    ++freed;
+  }
+  leave_unlock(freed);
 }
 
 template <platform Platform>
@@ -369,19 +392,18 @@ void basic_request_queue<Platform>::complete(request_type& rq, status result) no
 }
 
 template <platform Platform>
-void basic_request_queue<Platform>::requeue(request_type& rq) noexcept {
+void basic_request_queue<Platform>::requeue(request_type& rq, bool kick) noexcept {
   if (!expect(rq, place::driver, "requeue() of a request the driver does not have")) return;
-  dispatch_.requeue(rq);
+  dispatch_.requeue(rq, kick);
 }
 
 // -- submission
 
 template <platform Platform>
 void basic_request_queue<Platform>::execute_nowait(request_type& rq, bool at_head) noexcept {
-  if (!expect(rq, place::allocated, "execute() of a request that is not just allocated")) return;
+  if (!expect(rq, place::allocated, not_allocated)) return;
   dispatch_.mutex().lock();
-  dispatch_.park_locked(rq, at_head);
-  dispatch_.run_unlock();
+  dispatch_.insert_unlock(rq, at_head);
 }
 
 template <platform Platform>
@@ -389,14 +411,13 @@ status basic_request_queue<Platform>::submit(request_type& rq, enter_flags flags
                                              bool at_head) noexcept {
   const status got = begin_lock(rq, request_kind::passthrough, flags);
   if (got != status::ok) return got;
-  dispatch_.park_locked(rq, at_head);
-  dispatch_.run_unlock();
+  dispatch_.insert_unlock(rq, at_head);
   return status::ok;
 }
 
 template <platform Platform>
 status basic_request_queue<Platform>::execute(request_type& rq, bool at_head) noexcept {
-  if (!expect(rq, place::allocated, "execute() of a request that is not just allocated")) {
+  if (!expect(rq, place::allocated, not_allocated)) {
     return status::invalid;
   }
   typename Platform::wait_word done{0};
@@ -421,56 +442,31 @@ template <platform Platform>
 status basic_request_queue<Platform>::submit_bio(request_type& rq, enter_flags flags) noexcept {
   const bool nowait = has(flags, enter_flags::nowait);
   status got = status::io_error;
-  if (!is_disk_dead()) {
+  if (!base::is_disk_dead()) {
     got = begin_lock(rq, request_kind::bio, nowait ? enter_flags::nowait : enter_flags::none);
     if (got == status::ok) {
       dispatch_.issue_unlock(rq);
       return got;
     }
     if (got == status::invalid) return got;
-    if (got == status::no_device || is_disk_dead()) got = status::io_error;
+    if (got == status::no_device || base::is_disk_dead()) got = status::io_error;
   }
   rq.result_ = got;
   if (rq.end_io_ != nullptr) rq.end_io_(rq);  // it may be gone
   return got;
 }
 
-// -- the gate
+// -- the end
 
 template <platform Platform>
-status basic_request_queue<Platform>::freeze_start() noexcept {
-  bool closed_it = false;
-  const status started = gate_.freeze_start(closed_it);
-  if (closed_it) run();
-  return started;
-}
-
-template <platform Platform>
-status basic_request_queue<Platform>::freeze() noexcept {
-  const status started = freeze_start();
-  return started == status::ok ? freeze_wait() : started;
-}
-
-template <platform Platform>
-status basic_request_queue<Platform>::start_drain() noexcept {
-  bool closed_it = false;
-  const status started = gate_.start_drain(closed_it);
-  if (closed_it) run();
-  return started;
-}
-
-template <platform Platform>
-status basic_request_queue<Platform>::mark_disk_dead() noexcept {
-  gate_.mark_dying();
-  // [disk.dead] acq_rel: release pairs with [disk.read]; one caller drains.
-  if (disk_dead_.exchange(true, std::memory_order_acq_rel)) return status::ok;
-  return start_drain();
-}
-
-template <platform Platform>
-bool basic_request_queue<Platform>::is_disk_dead() const noexcept {
-  // [disk.read] acquire: pairs with [disk.dead].
-  return disk_dead_.load(std::memory_order_acquire);
+status basic_request_queue<Platform>::destroy() noexcept {
+  gate().mark_dying();
+  status result = base::start_drain();
+  if (result == status::ok) result = base::freeze_wait();
+  if (result != status::ok) return result;
+  dispatch_.cancel_runs();
+  set_.leave(*this);
+  return status::ok;
 }
 
 }  // namespace pmgate

@@ -73,21 +73,26 @@ class dispatcher {
   using queue_type = basic_request_queue<Platform>;
   using quiesce_type = basic_quiesce_gate<Platform>;
 
-  dispatcher(queue_type& queue, pm::basic_work_queue<Platform>& works) noexcept
-      : queue_(queue), works_(works) {}
+  /// mutex: of the lists, and of more that the owner has under it, to lock once per
+  /// request. blocking: the driver may sleep.
+  dispatcher(queue_type& queue, pm::basic_work_queue<Platform>& works,
+             typename Platform::mutex& mutex, bool blocking) noexcept
+      : queue_(queue), works_(works), lock_(mutex), blocking_(blocking) {}
   /// Waits for sections and asynchronous runs: a dispatcher may still be on its way
   /// out after the last request has been freed.
   ~dispatcher();
   dispatcher(const dispatcher&) = delete;
   dispatcher& operator=(const dispatcher&) = delete;
 
-  /// Of the lists; the queue has its tags under it as well, to lock once per request.
   [[nodiscard]] typename Platform::mutex& mutex() noexcept { return lock_; }
   [[nodiscard]] quiesce_type& sections() noexcept { return sections_; }
   [[nodiscard]] const quiesce_type& sections() const noexcept { return sections_; }
 
   /// Puts a request where its kind is kept.
   void park_locked(request_type& rq, bool at_head) noexcept;
+  /// Parks a request and has it offered, here or, if the driver may sleep, later: a
+  /// submitter does not sleep for the driver.
+  void insert_unlock(request_type& rq, bool at_head) noexcept;
   /// Offers what is queued, unless quiesced or stopped.
   void run_unlock() noexcept;
   /// Offers a bio directly, and keeps it only if it cannot go out.
@@ -102,11 +107,17 @@ class dispatcher {
     run_unlock();
   }
   /// Runs on the work queue, if there is anything to do.
-  void run_async() noexcept;
+  void run_async() noexcept {
+    lock_.lock();
+    run_async_unlock();
+  }
   void run_soon() noexcept { (void)works_.modify_delayed(run_work_, Platform::milliseconds(0)); }
   void stop() noexcept;
   void start_stopped() noexcept;
-  void requeue(request_type& rq) noexcept;
+  void requeue(request_type& rq, bool kick) noexcept;
+  void kick_requeued() noexcept { (void)works_.queue(requeue_work_); }
+  /// Ends asynchronous runs, and waits for those under way.
+  void cancel_runs() noexcept;
 
  private:
   using place = typename request_type::place;
@@ -121,6 +132,7 @@ class dispatcher {
   }
   void note_queued_locked() noexcept;
   bool wants_run_locked() const noexcept;
+  void run_async_unlock() noexcept;
   void dispatch_unlock() noexcept;
   bool offer(list& batch) noexcept;
   dispatch_status offer(request_type& rq) noexcept;
@@ -135,8 +147,9 @@ class dispatcher {
   work_type requeue_work_{&on_requeue, this};
   typename Platform::template atomic<bool> queued_{false};  // a list that is offered has requests
 
-  typename Platform::mutex lock_;  // of all that follows
-  list passed_;                    // passed through, or refused by the driver: goes out first
+  typename Platform::mutex& lock_;  // of the lists and flags
+  const bool blocking_;
+  list passed_;  // passed through, or refused by the driver: goes out first
   list bios_;
   list requeued_;
   bool restart_ = false;  // a request that is freed runs the queue
@@ -146,8 +159,7 @@ class dispatcher {
 template <platform Platform>
 dispatcher<Platform>::~dispatcher() {
   (void)sections_.quiesce();
-  (void)works_.cancel_sync(requeue_work_);
-  (void)works_.cancel_sync(run_work_);
+  cancel_runs();
   const scoped_lock guard(lock_);  // whoever was refused a section has left it
 }
 
@@ -169,6 +181,16 @@ template <platform Platform>
 void dispatcher<Platform>::note_queued_locked() noexcept {
   // [queued.note] relaxed: a hint for [queued.look]; the lists belong to the lock.
   queued_.store(!passed_.empty() || !bios_.empty(), std::memory_order_relaxed);
+}
+
+template <platform Platform>
+void dispatcher<Platform>::insert_unlock(request_type& rq, bool at_head) noexcept {
+  park_locked(rq, at_head);
+  if (blocking_) {
+    run_async_unlock();
+  } else {
+    run_unlock();
+  }
 }
 
 /// Whether a run would offer anything. Whoever changes the answer to yes does so
@@ -284,11 +306,9 @@ void dispatcher<Platform>::issue_unlock(request_type& rq) noexcept {
 }
 
 template <platform Platform>
-void dispatcher<Platform>::run_async() noexcept {
-  lock_.lock();
-  const bool wanted = wants_run_locked();
+void dispatcher<Platform>::run_async_unlock() noexcept {
+  if (wants_run_locked()) run_soon();  // under the lock: afterwards all may be over
   lock_.unlock();
-  if (wanted) run_soon();
 }
 
 template <platform Platform>
@@ -299,11 +319,11 @@ void dispatcher<Platform>::on_run(work_type& work) noexcept {
 // -- from the driver, and against it
 
 template <platform Platform>
-void dispatcher<Platform>::requeue(request_type& rq) noexcept {
+void dispatcher<Platform>::requeue(request_type& rq, bool kick) noexcept {
   const scoped_lock guard(lock_);
   rq.place_ = place::queued;
   requeued_.push_back(rq);
-  (void)works_.queue(requeue_work_);  // under the lock: afterwards the request may be over
+  if (kick) kick_requeued();  // under the lock: afterwards the request may be over
 }
 
 template <platform Platform>
@@ -328,9 +348,17 @@ void dispatcher<Platform>::stop() noexcept {
 template <platform Platform>
 void dispatcher<Platform>::start_stopped() noexcept {
   lock_.lock();
-  const bool wanted = std::exchange(stopped_, false) && wants_run_locked();
-  lock_.unlock();
-  if (wanted) run_soon();
+  if (std::exchange(stopped_, false)) {
+    run_async_unlock();
+  } else {
+    lock_.unlock();
+  }
+}
+
+template <platform Platform>
+void dispatcher<Platform>::cancel_runs() noexcept {
+  (void)works_.cancel_sync(requeue_work_);
+  (void)works_.cancel_sync(run_work_);
 }
 
 }  // namespace pmgate::detail

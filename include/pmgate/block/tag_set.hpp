@@ -1,0 +1,249 @@
+// SPDX-License-Identifier: MIT
+//
+// pmgate/block/tag_set.hpp - tags that several request queues share, as the queues of
+// one host adapter do, and what is done to all these queues at once.
+//
+// The one rule to know: gates and depths belong to each queue. What is done to the set
+// is done to each queue in it, and to those that join later, so that undoing it is the
+// same for all.
+//
+// Counterpart: struct blk_mq_tag_set, blk_mq_quiesce_tagset() (semantics only); nvme's
+// loops that freeze all its namespaces.
+#ifndef PMGATE_BLOCK_TAG_SET_HPP
+#define PMGATE_BLOCK_TAG_SET_HPP
+
+#include <cstdint>
+#include <utility>
+
+#include <pmgate/block/request.hpp>
+#include <pmgate/detail/block/tag_allocator.hpp>
+#include <pmgate/platform.hpp>
+#include <pmgate/status.hpp>
+
+namespace pmgate {
+
+/// Whether a driver's queue_rq may sleep.
+enum class driver_kind : std::uint8_t {
+  nonblocking,
+  blocking,  ///< submitters do not run it, but for bios: the work queue does
+};
+
+/// Whether a queue takes part when its tag set is quiesced.
+enum class tagset_quiesce : std::uint8_t {
+  included,
+  skipped,  ///< goes on dispatching, as an admin queue has to
+};
+
+/// Tag set: tags for one queue or several.
+///
+/// Lifetime: neither copyable nor movable; outlives its queues. A queue is not destroyed
+///           while somebody waits in a member of its set.
+/// Threads:  every member from any thread, beside anything that is done to one queue.
+/// Blocking: as each member says.
+/// Fairness: while a set has several queues, none holds more than an equal part of the
+///           tags, of four at least, for each queue that holds any.
+/// Misuse:   goes to Platform::misuse(); undoing too much is reported by each queue.
+/// Limits:   1 to 1024 tags; one lock for the tags and for the lists of all its queues.
+template <platform Platform>
+class basic_tag_set {
+ public:
+  using queue_type = basic_request_queue<Platform>;
+
+  explicit basic_tag_set(unsigned depth, driver_kind driver = driver_kind::nonblocking) noexcept;
+  ~basic_tag_set();
+  basic_tag_set(const basic_tag_set&) = delete;
+  basic_tag_set& operator=(const basic_tag_set&) = delete;
+
+  [[nodiscard]] bool is_blocking() const noexcept { return driver_ == driver_kind::blocking; }
+
+  // -- dispatch; see basic_quiesce_gate
+
+  /// quiesce_nowait() and wait_quiesced().  Kernel: blk_mq_quiesce_tagset().
+  status quiesce() noexcept;
+  /// Quiesces every queue that is not skipped; a queue that joins is born quiesced.
+  ///
+  /// Blocks: no.
+  void quiesce_nowait() noexcept;
+  /// Waits until none of these queues dispatches.
+  ///
+  /// Returns: as basic_quiesce_gate::wait_quiesced().
+  status wait_quiesced() noexcept;
+  /// Undoes one quiesce of each of these queues.
+  ///
+  /// Blocks: no.  Kernel: blk_mq_unquiesce_tagset().
+  void unquiesce() noexcept;
+
+  // -- entry; see basic_freeze_gate
+
+  /// freeze_start() and freeze_wait(): grace periods and drains overlap.
+  status freeze() noexcept;
+  /// Closes the gate of every queue and has it dispatch what it holds, asynchronously; a
+  /// queue that joins is born frozen.
+  ///
+  /// Returns: ok; not_permitted if the platform refused a grace period: then nothing is
+  /// frozen.  Blocks: for switches under way.
+  status freeze_start() noexcept;
+  /// Waits until nobody is inside any of the queues.
+  ///
+  /// Returns: as basic_freeze_gate::freeze_wait().
+  status freeze_wait() noexcept;
+  /// Undoes one freeze of each queue.
+  ///
+  /// Blocks: as basic_freeze_gate::unfreeze().
+  void unfreeze() noexcept;
+
+ private:
+  friend class basic_request_queue<Platform>;
+  friend class detail::dispatcher<Platform>;
+
+  void join(queue_type& queue) noexcept;
+  void leave(queue_type& queue) noexcept;
+  queue_type* next(const queue_type* queue) noexcept;
+  void thaw_locked(const queue_type* end) noexcept;
+
+  const driver_kind driver_;
+  typename Platform::mutex lock_;  // tags_, and the lists of the queues
+  detail::tag_allocator<Platform> tags_;
+
+  typename Platform::mutex members_lock_;  // of all that follows; taken before lock_
+  queue_type* first_ = nullptr;            // in the order in which they joined
+  queue_type* last_ = nullptr;
+  int quiesces_ = 0;  // in force on the whole set
+  int freezes_ = 0;
+};
+
+using tag_set = basic_tag_set<default_platform>;
+
+template <platform Platform>
+basic_tag_set<Platform>::basic_tag_set(unsigned depth, driver_kind driver) noexcept
+    : driver_(driver), tags_(depth) {
+  if (depth == 0 || depth > detail::tag_pool::max_depth) {
+    Platform::misuse("a tag_set has 1 to 1024 tags");
+  }
+}
+
+template <platform Platform>
+basic_tag_set<Platform>::~basic_tag_set() {
+  if (first_ != nullptr) Platform::misuse("tag_set destroyed before its queues");
+}
+
+// -- members
+
+/// What is in force on the set becomes in force on the queue. Its gate still counts in the
+/// shared word: freezing it takes no grace period, and cannot be refused.
+template <platform Platform>
+void basic_tag_set<Platform>::join(queue_type& queue) noexcept {
+  const scoped_lock members(members_lock_);
+  for (int i = 0; i < quiesces_ && queue.in_tagset_quiesce(); ++i) queue.quiesce_nowait();
+  for (int i = 0; i < freezes_; ++i) (void)queue.freeze_start();
+  (last_ != nullptr ? last_->next_in_set_ : first_) = &queue;
+  last_ = &queue;
+  const scoped_lock guard(lock_);
+  tags_.add_queue();
+}
+
+template <platform Platform>
+void basic_tag_set<Platform>::leave(queue_type& queue) noexcept {
+  typename detail::tag_allocator<Platform>::heirs heirs;
+  {
+    const scoped_lock members(members_lock_);
+    queue_type* before = nullptr;
+    queue_type* each = first_;
+    while (each != nullptr && each != &queue) before = std::exchange(each, each->next_in_set_);
+    if (each == nullptr) return;  // has left already
+    (before != nullptr ? before->next_in_set_ : first_) = queue.next_in_set_;
+    if (last_ == &queue) last_ = before;
+    const scoped_lock guard(lock_);
+    tags_.remove_queue(heirs);
+  }
+  heirs.tell();
+}
+
+/// The queue that joined next; the first one for null.
+template <platform Platform>
+auto basic_tag_set<Platform>::next(const queue_type* queue) noexcept -> queue_type* {
+  const scoped_lock members(members_lock_);
+  return queue != nullptr ? queue->next_in_set_ : first_;
+}
+
+// -- dispatch
+
+template <platform Platform>
+status basic_tag_set<Platform>::quiesce() noexcept {
+  quiesce_nowait();
+  return wait_quiesced();
+}
+
+template <platform Platform>
+void basic_tag_set<Platform>::quiesce_nowait() noexcept {
+  const scoped_lock members(members_lock_);
+  ++quiesces_;
+  for (queue_type* each = first_; each != nullptr; each = each->next_in_set_) {
+    if (each->in_tagset_quiesce()) each->quiesce_nowait();
+  }
+}
+
+template <platform Platform>
+status basic_tag_set<Platform>::wait_quiesced() noexcept {
+  for (queue_type* each = next(nullptr); each != nullptr; each = next(each)) {
+    if (!each->in_tagset_quiesce()) continue;
+    const status waited = each->wait_quiesced();
+    if (waited != status::ok) return waited;
+  }
+  return status::ok;
+}
+
+template <platform Platform>
+void basic_tag_set<Platform>::unquiesce() noexcept {
+  const scoped_lock members(members_lock_);
+  if (quiesces_ > 0) --quiesces_;
+  for (queue_type* each = first_; each != nullptr; each = each->next_in_set_) {
+    if (each->in_tagset_quiesce()) each->unquiesce();
+  }
+}
+
+// -- entry
+
+template <platform Platform>
+status basic_tag_set<Platform>::freeze() noexcept {
+  const status started = freeze_start();
+  return started == status::ok ? freeze_wait() : started;
+}
+
+template <platform Platform>
+status basic_tag_set<Platform>::freeze_start() noexcept {
+  const scoped_lock members(members_lock_);
+  for (queue_type* each = first_; each != nullptr; each = each->next_in_set_) {
+    const status started = each->freeze_start(true);
+    if (started == status::ok) continue;
+    thaw_locked(each);
+    return started;
+  }
+  ++freezes_;
+  return status::ok;
+}
+
+template <platform Platform>
+status basic_tag_set<Platform>::freeze_wait() noexcept {
+  for (queue_type* each = next(nullptr); each != nullptr; each = next(each)) {
+    const status waited = each->freeze_wait();
+    if (waited != status::ok) return waited;
+  }
+  return status::ok;
+}
+
+template <platform Platform>
+void basic_tag_set<Platform>::unfreeze() noexcept {
+  const scoped_lock members(members_lock_);
+  if (freezes_ > 0) --freezes_;
+  thaw_locked(nullptr);
+}
+
+template <platform Platform>
+void basic_tag_set<Platform>::thaw_locked(const queue_type* end) noexcept {
+  for (queue_type* each = first_; each != end; each = each->next_in_set_) each->unfreeze();
+}
+
+}  // namespace pmgate
+
+#endif  // PMGATE_BLOCK_TAG_SET_HPP

@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: MIT
+//
+// pmgate/detail/block/tag_allocator.hpp - the tags of a tag set: who gets the free
+// ones, and who waits for the next.
+//
+// The one rule to know: a tag that becomes free is given to the longest waiter that may
+// have one, not put up for whoever comes first. So nobody is overtaken, and nobody is
+// woken in vain.
+//
+// Counterpart: struct sbitmap_queue and hctx_may_queue() of blk-mq (semantics only).
+#ifndef PMGATE_DETAIL_BLOCK_TAG_ALLOCATOR_HPP
+#define PMGATE_DETAIL_BLOCK_TAG_ALLOCATOR_HPP
+
+#include <atomic>
+#include <bit>
+#include <cstdint>
+#include <utility>
+
+#include <pmgate/block/request.hpp>
+
+namespace pmgate::detail {
+
+/// The numbers that are free.
+class tag_pool {
+ public:
+  static constexpr unsigned max_depth = 1024;
+
+  /// Numbers from 0 to depth - 1.
+  explicit constexpr tag_pool(unsigned depth) noexcept {
+    for (unsigned tag = 0; tag < depth && tag < max_depth; ++tag) give(tag);
+  }
+  [[nodiscard]] bool empty() const noexcept { return words_ == 0; }
+  /// Takes the lowest free number.  Precondition: not empty.
+  [[nodiscard]] std::uint16_t take() noexcept {
+    const auto word = static_cast<unsigned>(std::countr_zero(words_));
+    const auto bit = static_cast<unsigned>(std::countr_zero(free_[word]));
+    free_[word] &= free_[word] - 1;
+    if (free_[word] == 0) words_ &= words_ - 1;
+    return static_cast<std::uint16_t>(word * 64 + bit);
+  }
+  constexpr void give(unsigned tag) noexcept {
+    free_[tag / 64] |= std::uint64_t{1} << tag % 64;
+    words_ |= std::uint32_t{1} << tag / 64;
+  }
+
+ private:
+  std::uint64_t free_[max_depth / 64] = {};
+  std::uint32_t words_ = 0;  // which words have a free number
+};
+
+/// One queue's part of the tags.
+struct tag_share {
+  unsigned held = 0;
+};
+
+/// Tags, waiters, and a fair share for each queue.
+///
+/// Threads: belongs to a lock of its owner.
+template <platform Platform>
+class tag_allocator {
+ public:
+  using request_type = basic_request<Platform>;
+
+  /// Somebody who waits for a tag, on his own stack.
+  struct waiter {
+    request_type& rq;
+    tag_share& share;
+    waiter* next = nullptr;
+    typename Platform::wait_word given{0};  // 1: rq has its tag
+  };
+  /// Waiters that have been given their tags, to be told without the lock.
+  class heirs {
+   public:
+    heirs() noexcept = default;
+    /// The last touch of each: it may be gone.
+    void tell() noexcept {
+      while (first_ != nullptr) std::exchange(first_, first_->next)->given.publish_add(1);
+    }
+
+   private:
+    friend class tag_allocator;
+    waiter* first_ = nullptr;
+    waiter** end_ = &first_;
+  };
+
+  explicit constexpr tag_allocator(unsigned depth) noexcept : free_(depth), depth_(depth) {}
+
+  void add_queue() noexcept { ++queues_; }
+  /// Fewer queues have larger shares.
+  void remove_queue(heirs& told) noexcept {
+    --queues_;
+    serve(told);
+  }
+
+  /// Takes a tag, if one is free and the queue has not got its share.
+  [[nodiscard]] bool take(request_type& rq, tag_share& share) noexcept {
+    if (free_.empty() || share.held >= limit(share)) return false;
+    rq.tag_ = free_.take();
+    if (share.held++ == 0) ++users_;
+    return true;
+  }
+  void give(std::uint16_t tag, tag_share& share) noexcept {
+    free_.give(tag);
+    if (--share.held == 0) --users_;
+  }
+
+  void wait(waiter& self) noexcept {
+    (last_ != nullptr ? last_->next : first_) = &self;
+    last_ = &self;
+  }
+  /// Gives what is free to those who wait and may have it, oldest first; to be called
+  /// after give().
+  void serve(heirs& told) noexcept {
+    waiter* before = nullptr;
+    for (waiter* each = first_; each != nullptr && !free_.empty();) {
+      waiter* const next = each->next;
+      if (take(each->rq, each->share)) {
+        (before != nullptr ? before->next : first_) = next;
+        if (next == nullptr) last_ = before;
+        each->next = nullptr;
+        *std::exchange(told.end_, &each->next) = each;
+      } else {
+        before = each;
+      }
+      each = next;
+    }
+  }
+
+ private:
+  static constexpr unsigned least_share = 4;
+
+  /// What a queue may hold: all it can get, unless it has to share; then an equal part
+  /// for each that holds any, but not too few.
+  [[nodiscard]] unsigned limit(const tag_share& share) const noexcept {
+    if (queues_ < 2 || depth_ < 2) return depth_;
+    const unsigned users = users_ + (share.held == 0 ? 1 : 0);
+    const unsigned part = (depth_ + users - 1) / users;
+    return part > least_share ? part : least_share;
+  }
+
+  tag_pool free_;
+  unsigned depth_;
+  unsigned queues_ = 0;
+  unsigned users_ = 0;  // queues that hold tags
+  waiter* first_ = nullptr;
+  waiter* last_ = nullptr;
+};
+
+}  // namespace pmgate::detail
+
+#endif  // PMGATE_DETAIL_BLOCK_TAG_ALLOCATOR_HPP
