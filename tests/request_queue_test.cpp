@@ -322,6 +322,91 @@ TEST_CASE_FIXTURE(sequential, "46: a batch of entries is one reference each") {
   q.unfreeze();
 }
 
+TEST_CASE_FIXTURE(sequential, "46: a batch of requests is one entry and as many references") {
+  basic_request<single_platform>* const batch[] = {&a, &c, &d};
+  unsigned got = 77;
+  REQUIRE(q.alloc_batch(batch, 3, got) == status::ok);
+  CHECK(got == 3);
+  REQUIRE(q.freeze_start() == status::ok);
+
+  q.execute_nowait(c);
+  q.complete(c);
+  CHECK_FALSE(q.gate().is_frozen());
+  q.free_batch(batch, 1);
+  CHECK_FALSE(q.gate().is_frozen());
+  q.free_batch(batch + 2, 1);
+  CHECK(q.gate().is_frozen());
+  CHECK(q.alloc_batch(batch, 3, got, nowait) == status::again);
+  CHECK(got == 0);
+  q.unfreeze();
+  CHECK(q.alloc_batch(batch, 0, got) == status::ok);
+  CHECK(got == 0);
+  CHECK(misuse.count() == 0);
+}
+
+TEST_CASE_FIXTURE(sequential, "a batch takes the tags there are, and does not wait for more") {
+  bench<single_platform> two(2);
+  std::array<basic_request<single_platform>, 3> rqs;
+  basic_request<single_platform>* const batch[] = {&rqs[0], &rqs[1], &rqs[2]};
+  unsigned got = 0;
+  REQUIRE(two.q.alloc_batch(batch, 3, got) == status::ok);
+  CHECK(got == 2);
+  CHECK(rqs[0].tag() != rqs[1].tag());
+  CHECK(two.q.alloc_batch(batch + 2, 1, got, nowait) == status::again);
+  CHECK(got == 0);
+
+  two.q.free_batch(batch, 2);
+  REQUIRE(two.q.freeze() == status::ok);
+  two.q.unfreeze();
+  CHECK(misuse.count() == 0);
+}
+
+TEST_CASE_FIXTURE(sequential,
+                  "a batch ends before a request that is in use, and frees none twice") {
+  basic_request<single_platform>* const batch[] = {&a, &c, &d};
+  unsigned got = 0;
+  REQUIRE(q.alloc(c) == status::ok);
+  CHECK(q.alloc_batch(batch, 3, got) == status::ok);
+  CHECK(got == 1);
+  CHECK(misuse.take() == 1);
+
+  q.free_batch(batch, 3);
+  CHECK(misuse.take() == 1);  // d was never allocated
+  q.free_batch(batch, 2);
+  CHECK(misuse.take() == 2);
+  REQUIRE(q.freeze() == status::ok);
+  q.unfreeze();
+}
+
+TEST_CASE_FIXTURE(sequential, "what is requeued without a kick waits for one") {
+  REQUIRE(q.submit(a) == status::ok);
+  REQUIRE(q.submit(c) == status::ok);
+  q.requeue(a, false);
+  b.works.run_pending();
+  q.run();
+  CHECK(b.take_log() == log_type{"takes a", "takes c"});
+  CHECK_FALSE(q.freeze_wait_until(clock_now));
+
+  q.kick_requeued();
+  b.works.run_pending();
+  CHECK(b.take_log() == log_type{"takes a"});
+  q.requeue(c, false);
+  q.requeue(a);
+  b.works.run_pending();
+  CHECK(b.take_log() == log_type{"takes a", "takes c"});  // each in front
+  q.complete(a);
+  q.complete(c);
+  CHECK(misuse.count() == 0);
+}
+
+TEST_CASE_FIXTURE(sequential, "a queue is born in the mode it is asked for") {
+  CHECK(q.gate().usage().snapshot().percpu);
+  CHECK_FALSE(q.gate().usage().snapshot().force_atomic);
+  bench<single_platform> unregistered(1, gate_start::atomic);
+  CHECK_FALSE(unregistered.q.gate().usage().snapshot().percpu);
+  CHECK(unregistered.q.gate().usage().snapshot().force_atomic);
+}
+
 TEST_CASE_FIXTURE(sequential,
                   "a refusal for want of resources is repeated after a delay, in order") {
   b.answers = {dispatch_status::resource};

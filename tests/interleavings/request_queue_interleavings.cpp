@@ -1,0 +1,267 @@
+// SPDX-License-Identifier: MIT
+//
+// request_queue_interleavings.cpp - requests, tags, runs and the end of a queue, in
+// every order; and with steps exchanged, which must fail.
+//
+// What the work queue would do is done by a thread of the scenario, or at the end.
+#include <atomic>
+#include <cstdint>
+#include <cstdio>
+#include <optional>
+
+#include <doctest/doctest.h>
+
+#include <pmgate/block/request_queue.hpp>
+
+#include "explore_models.hpp"
+
+namespace interleavings {
+
+using pmgate::dispatch_status;
+using pmgate::status;
+
+/// A queue whose driver ends what it is offered, and uses the device for it.
+template <class P, int Depth = 2, pmgate::driver_kind Kind = pmgate::driver_kind::nonblocking>
+struct rig {
+  using queue_type = pmgate::basic_request_queue<P>;
+  using request_type = pmgate::basic_request<P>;
+
+  static dispatch_status queue_rq(queue_type& queue, request_type& rq) noexcept {
+    auto& self = *static_cast<rig*>(queue.context());
+    (void)self.device.read();
+    if (self.refusals.load(std::memory_order_relaxed) > 0) {
+      (void)self.refusals.fetch_sub(1, std::memory_order_relaxed);
+      return dispatch_status::resource;
+    }
+    queue.complete(rq);
+    return dispatch_status::ok;
+  }
+  static void on_end(request_type& rq) noexcept {
+    (void)static_cast<rig*>(rq.context())->ended.fetch_add(1, std::memory_order_acq_rel);
+  }
+  void check() {
+    while (works.run_pending()) {
+    }
+    std::int64_t later = 0;
+    if (q && works.next_timer(later)) q->run();  // time stands still here
+    sim::expect(ended.load(std::memory_order_acquire) == submitted.load(std::memory_order_acquire),
+                "a request was lost");
+    if (!q) return;
+    sim::expect(q->freeze() == status::ok, "the queue does not drain");
+    q->unfreeze();
+  }
+  void submit(request_type& rq, bool bio = false) {
+    (void)submitted.fetch_add(1, std::memory_order_acq_rel);
+    sim::expect((bio ? q->submit_bio(rq) : q->submit(rq)) == status::ok, "a wrong refusal");
+  }
+
+  sim::guarded<int> device;  // read by the driver, written by who has stopped it
+  sim::atomic<int> refusals{0};
+  sim::atomic<int> submitted{0};
+  sim::atomic<int> ended{0};
+  pmgate::pm::basic_work_queue<P> works{"runs"};
+  request_type first{&on_end, this};
+  request_type second{&on_end, this};
+  std::optional<queue_type> q{std::in_place,
+                              pmgate::basic_queue_ops<P>{&queue_rq, this},
+                              works,
+                              Depth,
+                              pmgate::gate_start::percpu,
+                              Kind};
+};
+template <class P>
+using lone_rig = rig<P>;
+template <class P>
+using one_tag = rig<P, 1>;
+template <class P>
+using sleeping_driver = rig<P, 2, pmgate::driver_kind::blocking>;
+
+/// Two queues of one set, which has one tag.
+template <class P>
+struct pair_of_queues {
+  using queue_type = pmgate::basic_request_queue<P>;
+  using request_type = pmgate::basic_request<P>;
+  static dispatch_status queue_rq(queue_type& queue, request_type& rq) noexcept {
+    (void)static_cast<pair_of_queues*>(queue.context())->device.read();
+    queue.complete(rq);
+    return dispatch_status::ok;
+  }
+  sim::guarded<int> device;
+  sim::guarded<int> tag;  // belongs to who has the tag
+  pmgate::pm::basic_work_queue<P> works{"runs"};
+  pmgate::basic_tag_set<P> set{1};
+  queue_type x{{&queue_rq, this}, works, set};
+  queue_type y{{&queue_rq, this}, works, set};
+  request_type in_x;
+  request_type in_y;
+
+  void use(queue_type& q, request_type& rq) {
+    sim::expect(q.alloc(rq) == status::ok, "a wrong refusal");
+    tag.write(1);
+    q.free(rq);
+  }
+  void check() {
+    while (works.run_pending()) {
+    }
+    sim::expect(set.freeze() == status::ok, "the set does not drain");
+    set.unfreeze();
+  }
+};
+
+inline constexpr auto submit_first = [](auto& s) { s.submit(s.first); };
+inline constexpr auto submit_second = [](auto& s) { s.submit(s.second); };
+inline constexpr auto submit_bio = [](auto& s) { s.submit(s.second, true); };
+inline constexpr auto quiesce_and_back = [](auto& s) {
+  sim::expect(s.q->quiesce() == status::ok, "quiesce() was refused");
+  s.device.write(1);
+  s.q->unquiesce();
+};
+inline constexpr auto freeze_and_thaw = [](auto& s) {
+  sim::expect(s.q->freeze() == status::ok, "freeze() was refused");
+  sim::expect(
+      s.ended.load(std::memory_order_acquire) <= s.submitted.load(std::memory_order_acquire),
+      "more ended than were submitted");
+  s.q->unfreeze();
+};
+inline constexpr auto work = [](auto& s) { (void)s.works.run_pending(); };
+
+// --- the class with a step exchanged: explicit specialisations -------------------------
+
+template <int Bug>
+struct planted : pmgate::sim_platform {};
+using looks_too_early = planted<0>;
+using hoards_tags = planted<1>;
+using kicks_too_late = planted<2>;
+
+}  // namespace interleavings
+
+namespace pmgate::detail {
+using namespace interleavings;
+
+/// Looks whether the queue may dispatch before the request is in its list.
+template <>
+void dispatcher<looks_too_early>::insert_unlock(request_type& rq, bool at_head) noexcept {
+  lock_.unlock();
+  const bool may = sections_.depth() == 0;
+  lock_.lock();
+  park_locked(rq, at_head);
+  if (!may) return lock_.unlock();
+  run_unlock();
+}
+
+/// Puts a tag back without a look at those who wait.
+template <>
+void tag_allocator<hoards_tags>::serve(heirs&) noexcept {}
+
+/// Has the work queue run when everybody else may be gone.
+template <>
+void dispatcher<kicks_too_late>::run_async_unlock() noexcept {
+  const bool wanted = wants_run_locked();
+  lock_.unlock();
+  if (wanted) run_soon();
+}
+
+}  // namespace pmgate::detail
+
+namespace {
+
+using namespace interleavings;
+
+/// Explores until the bug shows.
+template <class State, class... Threads>
+void caught(const char* title, const Threads&... threads) {
+  const sim::options how{.name = title, .preemptions = 2};
+  const sim::result found = sim::explore<State>(how, threads...);
+  std::printf("  %-58s %7llu schedules  %s\n", title,
+              static_cast<unsigned long long>(found.schedules),
+              found ? "NOT CAUGHT" : found.failure.c_str());
+  ++tally::all().tests;
+  tally::all().schedules += found.schedules;
+  CHECK_FALSE_MESSAGE(found.failure.empty(), title);
+}
+
+TEST_SUITE("interleavings of request_queue") {
+
+TEST_CASE("scenario 36: no request is lost between submission and unquiesce") {
+  hold_on_all_models<lone_rig>("submit x quiesce, unquiesce", {.preemptions = 2}, submit_first,
+                               quiesce_and_back);
+}
+
+TEST_CASE("scenario 36: with two who submit, one of them a bio") {
+  hold_on_all_models<lone_rig>("submit x submit bio x quiesce, unquiesce", {.preemptions = 1},
+                               submit_first, submit_bio, quiesce_and_back);
+}
+
+TEST_CASE("a request that the driver refuses goes out in the end") {
+  hold_on_all_models<lone_rig>(
+      "refused submit x submit x runs", {.preemptions = 1},
+      [](auto& s) {
+        (void)s.refusals.fetch_add(1, std::memory_order_relaxed);
+        submit_first(s);
+      },
+      submit_second, [](auto& s) { s.q->run(true); });
+}
+
+TEST_CASE("scenario 47: who waits for a tag gets the one that is freed, frozen or not") {
+  hold_on_all_models<one_tag>("submit x submit x freeze, one tag", {.preemptions = 1}, submit_first,
+                              submit_second, freeze_and_thaw);
+}
+
+TEST_CASE("a tag belongs to one at a time, whichever queue frees it") {
+  hold_on_all_models<pair_of_queues>(
+      "alloc, free x alloc, free in two queues", {.preemptions = 2},
+      [](auto& s) { s.use(s.x, s.in_x); }, [](auto& s) { s.use(s.y, s.in_y); });
+}
+
+TEST_CASE("a set that is quiesced has no driver of its queues running") {
+  hold_on_all_models<pair_of_queues>(
+      "submit x quiesce of the set", {.preemptions = 2},
+      [](auto& s) { sim::expect(s.x.submit(s.in_x) == status::ok, "a wrong refusal"); },
+      [](auto& s) {
+        sim::expect(s.set.quiesce() == status::ok, "quiesce() was refused");
+        s.device.write(1);
+        s.set.unquiesce();
+      });
+}
+
+TEST_CASE("who submits to a sleeping driver has let go of the queue when it is destroyed") {
+  hold_on_all_models<sleeping_driver>("submit x run x destroy, blocking", {.preemptions = 2},
+                                      submit_first, work, [](auto& s) {
+                                        if (s.ended.load(std::memory_order_acquire) == 0) return;
+                                        s.q.reset();
+                                      });
+}
+
+TEST_CASE("scenario 49: a queue may be destroyed when it has drained") {
+  hold_on_all_models<lone_rig>(
+      "submit unless dead x destroy", {.preemptions = 2},
+      [](auto& s) {
+        const status got = s.q->alloc(s.first);
+        sim::expect(got == status::ok || got == status::no_device, "a wrong refusal");
+        if (got != status::ok) return;
+        (void)s.submitted.fetch_add(1, std::memory_order_acq_rel);
+        s.q->execute_nowait(s.first);
+      },
+      [](auto& s) {
+        sim::expect(s.q->destroy() == status::ok, "destroy() was refused");
+        s.device.write(1);
+        sim::expect(s.q->alloc(s.second) == status::no_device, "somebody entered a dead queue");
+        s.q->unfreeze();  // for check()
+      });
+}
+
+TEST_CASE("planted bugs are found") {
+  caught<rig<looks_too_early>>("a look at the gate before the request is in its list", submit_first,
+                               quiesce_and_back);
+  caught<rig<hoards_tags, 1>>("a tag that is freed behind the back of who waits", submit_first,
+                              submit_second);
+  caught<rig<kicks_too_late, 2, pmgate::driver_kind::blocking>>(
+      "a kick when the queue may be gone", submit_first, [](auto& s) {
+        s.q->run();
+        if (s.ended.load(std::memory_order_acquire) == 1) s.q.reset();
+      });
+}
+
+}  // TEST_SUITE
+
+}  // namespace
