@@ -272,6 +272,30 @@ TEST_CASE("scenario 37: quiescing a set parks what is submitted to any queue but
   CHECK(a.misuse.count() == 0);
 }
 
+TEST_CASE("scenario 37: and takes one grace period for all of them; so does freezing a set") {
+  const misuse_log misuse;
+  log_type log;
+  basic_work_queue<deferred_platform> works("runs");
+  basic_tag_set<deferred_platform> set(4);
+  std::deque<port<deferred_platform>> ports;
+  for (const char* name : {"a", "b", "c", "d"}) {
+    ports.emplace_back(name, log, works, set,
+                       *name == 'b' ? tagset_quiesce::skipped : tagset_quiesce::included);
+  }
+  grace().serve_at_once(true);
+  int before = grace().begun();
+  CHECK(set.quiesce() == status::ok);
+  CHECK(grace().begun() == before + 1);
+  set.unquiesce();
+
+  before = grace().begun();
+  CHECK(set.freeze() == status::ok);
+  CHECK(grace().begun() == before + 1);
+  for (auto& each : ports) CHECK(each.q.gate().is_frozen());
+  set.unfreeze();
+  CHECK(misuse.count() == 0);
+}
+
 TEST_CASE("quiesces of the set and of a queue add up") {
   adapter a;
   port<single_platform> x("x", a.log, a.works, a.set);

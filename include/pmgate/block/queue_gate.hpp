@@ -49,11 +49,10 @@ class basic_queue_gate {
   /// Does not imply that nobody is inside a dispatch section: see quiesce().
   /// Blocks: until every request has been freed.  Kernel: blk_mq_freeze_queue().
   status freeze() noexcept;
-  /// Closes the gate; the one that closed it also offers the driver what is queued, here or
-  /// on the work queue.
+  /// Closes the gate; the one that closed it also offers the driver what is queued.
   ///
   /// Kernel: blk_freeze_queue_start().
-  status freeze_start(bool async = false) noexcept;
+  status freeze_start() noexcept;
   status freeze_wait() noexcept { return gate_.freeze_wait(); }
   [[nodiscard]] bool freeze_wait_until(time_point deadline) noexcept {
     return gate_.freeze_wait_until(deadline);
@@ -120,7 +119,6 @@ class basic_queue_gate {
   static constexpr std::uint32_t draining = 2;
 
   status kill_disk() noexcept;
-  void run(bool async) noexcept { async ? dispatch_.run_async() : dispatch_.run(); }
 
   // Counts in the shared word until the queue is made: to freeze it is cheap.
   gate_type gate_{gate_start::atomic};
@@ -131,10 +129,10 @@ class basic_queue_gate {
 };
 
 template <platform Platform>
-status basic_queue_gate<Platform>::freeze_start(bool async) noexcept {
+status basic_queue_gate<Platform>::freeze_start() noexcept {
   bool closed_it = false;
   const status started = gate_.freeze_start(closed_it);
-  if (closed_it) run(async);
+  if (closed_it) dispatch_.run();
   return started;
 }
 
@@ -148,7 +146,7 @@ template <platform Platform>
 status basic_queue_gate<Platform>::start_drain() noexcept {
   bool closed_it = false;
   const status started = gate_.start_drain(closed_it);
-  if (closed_it) run(false);
+  if (closed_it) dispatch_.run();
   return started;
 }
 

@@ -15,6 +15,7 @@
 #include <cstdint>
 #include <utility>
 
+#include <pmgate/block/many_gates.hpp>
 #include <pmgate/block/request.hpp>
 #include <pmgate/detail/block/tag_allocator.hpp>
 #include <pmgate/platform.hpp>
@@ -58,7 +59,9 @@ class basic_tag_set {
 
   // -- dispatch; see basic_quiesce_gate
 
-  /// quiesce_nowait() and wait_quiesced().  Kernel: blk_mq_quiesce_tagset().
+  /// quiesce_nowait() and wait_quiesced(): one grace period, however many queues.
+  ///
+  /// Kernel: blk_mq_quiesce_tagset().
   status quiesce() noexcept;
   /// Quiesces every queue that is not skipped; a queue that joins is born quiesced.
   ///
@@ -66,6 +69,7 @@ class basic_tag_set {
   void quiesce_nowait() noexcept;
   /// Waits until none of these queues dispatches.
   ///
+  /// Precondition: this quiesce stays in force until it returns.
   /// Returns: as basic_quiesce_gate::wait_quiesced().
   status wait_quiesced() noexcept;
   /// Undoes one quiesce of each of these queues.
@@ -75,7 +79,7 @@ class basic_tag_set {
 
   // -- entry; see basic_freeze_gate
 
-  /// freeze_start() and freeze_wait(): grace periods and drains overlap.
+  /// freeze_start() and freeze_wait(): one grace period, and drains overlap.
   status freeze() noexcept;
   /// Closes the gate of every queue and has it dispatch what it holds, asynchronously; a
   /// queue that joins is born frozen.
@@ -99,7 +103,36 @@ class basic_tag_set {
   void join(queue_type& queue) noexcept;
   void leave(queue_type& queue) noexcept;
   queue_type* next(const queue_type* queue) noexcept;
-  void thaw_locked(const queue_type* end) noexcept;
+  queue_type* next_included(queue_type* queue) noexcept;
+
+  /// The gates of all queues, as a range; the lock of the members is held.
+  class gates_locked {
+   public:
+    explicit gates_locked(queue_type* first) noexcept : at_(first) {}
+    gates_locked begin() const noexcept { return *this; }
+    gates_locked end() const noexcept { return gates_locked(nullptr); }
+    auto& operator*() const noexcept { return at_->gate(); }
+    void operator++() noexcept { at_ = at_->next_in_set_; }
+    bool operator!=(const gates_locked& other) const noexcept { return at_ != other.at_; }
+
+   private:
+    queue_type* at_;
+  };
+  /// The dispatch sections of the queues that take part, as a range. Each step takes the
+  /// lock: queues may join meanwhile.
+  class sections {
+   public:
+    sections(basic_tag_set& set, queue_type* at) noexcept : set_(set), at_(at) {}
+    sections begin() const noexcept { return sections(set_, set_.next_included(nullptr)); }
+    sections end() const noexcept { return sections(set_, nullptr); }
+    auto& operator*() const noexcept { return at_->dispatch_.sections(); }
+    void operator++() noexcept { at_ = set_.next_included(at_); }
+    bool operator!=(const sections& other) const noexcept { return at_ != other.at_; }
+
+   private:
+    basic_tag_set& set_;
+    queue_type* at_;
+  };
 
   const driver_kind driver_;
   typename Platform::mutex lock_;  // tags_, and the lists of the queues
@@ -166,6 +199,13 @@ auto basic_tag_set<Platform>::next(const queue_type* queue) noexcept -> queue_ty
   return queue != nullptr ? queue->next_in_set_ : first_;
 }
 
+template <platform Platform>
+auto basic_tag_set<Platform>::next_included(queue_type* queue) noexcept -> queue_type* {
+  do queue = next(queue);
+  while (queue != nullptr && !queue->in_tagset_quiesce());
+  return queue;
+}
+
 // -- dispatch
 
 template <platform Platform>
@@ -185,12 +225,7 @@ void basic_tag_set<Platform>::quiesce_nowait() noexcept {
 
 template <platform Platform>
 status basic_tag_set<Platform>::wait_quiesced() noexcept {
-  for (queue_type* each = next(nullptr); each != nullptr; each = next(each)) {
-    if (!each->in_tagset_quiesce()) continue;
-    const status waited = each->wait_quiesced();
-    if (waited != status::ok) return waited;
-  }
-  return status::ok;
+  return wait_quiesced_all(sections(*this, nullptr));
 }
 
 template <platform Platform>
@@ -213,13 +248,10 @@ status basic_tag_set<Platform>::freeze() noexcept {
 template <platform Platform>
 status basic_tag_set<Platform>::freeze_start() noexcept {
   const scoped_lock members(members_lock_);
-  for (queue_type* each = first_; each != nullptr; each = each->next_in_set_) {
-    const status started = each->freeze_start(true);
-    if (started == status::ok) continue;
-    thaw_locked(each);
-    return started;
-  }
+  const status started = freeze_start_all(gates_locked(first_));
+  if (started != status::ok) return started;
   ++freezes_;
+  for (queue_type* each = first_; each != nullptr; each = each->next_in_set_) each->run(true);
   return status::ok;
 }
 
@@ -236,12 +268,7 @@ template <platform Platform>
 void basic_tag_set<Platform>::unfreeze() noexcept {
   const scoped_lock members(members_lock_);
   if (freezes_ > 0) --freezes_;
-  thaw_locked(nullptr);
-}
-
-template <platform Platform>
-void basic_tag_set<Platform>::thaw_locked(const queue_type* end) noexcept {
-  for (queue_type* each = first_; each != end; each = each->next_in_set_) each->unfreeze();
+  unfreeze_all(gates_locked(first_));
 }
 
 }  // namespace pmgate
