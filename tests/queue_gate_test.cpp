@@ -20,6 +20,7 @@
 
 #include "support/deferred_platform.hpp"
 
+using pmgate::basic_gate_waiter;
 using pmgate::basic_request;
 using pmgate::basic_request_queue;
 using pmgate::basic_tag_set;
@@ -138,6 +139,46 @@ TEST_CASE("a death that is refused its grace period is tried again") {
 
   CHECK(t.q.del_gendisk() == status::ok);
   CHECK(t.q.gate().is_frozen());
+  CHECK(t.misuse.count() == 0);
+}
+
+TEST_CASE_TEMPLATE("a freeze with a deadline is undone when it is not drained by then", P,
+                   ALL_PLATFORMS) {
+  bench<P> t;
+  REQUIRE(t.q.submit(t.a) == status::ok);
+  CHECK(t.q.freeze_until(P::now()) == status::timed_out);
+  CHECK(t.q.gate().depth() == 0);
+  t.q.complete(t.a);
+  CHECK(t.q.freeze_until(P::now()) == status::ok);
+  CHECK(t.q.gate().is_frozen());
+  t.q.unfreeze();
+  CHECK(t.misuse.count() == 0);
+}
+
+TEST_CASE("who must not sleep is told of the drain, to which the queue has contributed") {
+  using P = single_platform;
+  struct told : basic_gate_waiter<P> {
+    told() : basic_gate_waiter<P>(&resume) {}
+    static void resume(basic_gate_waiter<P>& self, status result) noexcept {
+      ++static_cast<told&>(self).times;
+      static_cast<told&>(self).answer = result;
+    }
+    int times = 0;
+    status answer = status::invalid;
+  };
+  bench<P> t;
+  told waiter;
+  t.refuses = true;
+  REQUIRE(t.q.submit(t.a) == status::ok);
+  t.refuses = false;
+
+  CHECK(t.q.freeze_or_wait(waiter) == status::in_progress);
+  CHECK(t.offered == 2);
+  CHECK(waiter.times == 0);
+  t.q.complete(t.a);
+  CHECK(waiter.times == 1);
+  CHECK(waiter.answer == status::ok);
+  t.q.unfreeze();
   CHECK(t.misuse.count() == 0);
 }
 

@@ -10,9 +10,12 @@
 #include <pmgate/block/gate_group.hpp>
 #include <pmgate/block/gate_waiter.hpp>
 #include <pmgate/block/many_gates.hpp>
+#include <pmgate/block/queue_gate.hpp>
 #include <pmgate/block/quiesce_gate.hpp>
+#include <pmgate/block/request.hpp>
 #include <pmgate/block/request_queue.hpp>
 #include <pmgate/block/runtime_pm.hpp>
+#include <pmgate/block/tag_set.hpp>
 #include <pmgate/percpu_ref.hpp>
 #include <pmgate/platform.hpp>
 #include <pmgate/platform/portable.hpp>

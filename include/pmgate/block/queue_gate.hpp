@@ -15,6 +15,7 @@
 #include <cstdint>
 
 #include <pmgate/block/freeze_gate.hpp>
+#include <pmgate/block/gate_waiter.hpp>
 #include <pmgate/block/request.hpp>
 #include <pmgate/detail/block/dispatcher.hpp>
 
@@ -57,6 +58,10 @@ class basic_queue_gate {
   [[nodiscard]] bool freeze_wait_until(time_point deadline) noexcept {
     return gate_.freeze_wait_until(deadline);
   }
+  /// freeze() with a deadline: at the deadline the freeze is undone again.
+  [[nodiscard]] status freeze_until(time_point deadline) noexcept;
+  /// freeze_start(), and queues a waiter for the drain instead of sleeping.
+  [[nodiscard]] status freeze_or_wait(basic_gate_waiter<Platform>& queued) noexcept;
   void unfreeze() noexcept { gate_.unfreeze(); }
   void unfreeze_to_atomic() noexcept { gate_.unfreeze_to_atomic(); }
 
@@ -140,6 +145,20 @@ template <platform Platform>
 status basic_queue_gate<Platform>::freeze() noexcept {
   const status started = freeze_start();
   return started == status::ok ? freeze_wait() : started;
+}
+
+template <platform Platform>
+status basic_queue_gate<Platform>::freeze_until(time_point deadline) noexcept {
+  const status started = freeze_start();
+  if (started != status::ok || freeze_wait_until(deadline)) return started;
+  unfreeze();
+  return status::timed_out;
+}
+
+template <platform Platform>
+status basic_queue_gate<Platform>::freeze_or_wait(basic_gate_waiter<Platform>& queued) noexcept {
+  const status started = freeze_start();
+  return started == status::ok ? gate_.drained_or_wait(queued) : started;
 }
 
 template <platform Platform>

@@ -83,7 +83,7 @@ class basic_request_queue : public basic_queue_gate<Platform> {
   /// Cost: a gate entry and a short lock.  Kernel: blk_mq_alloc_request().
   [[nodiscard]] status alloc(request_type& rq, enter_flags flags = {}) noexcept;
 
-  /// Allocates up to n requests, with one entry by the fast path for all of them.
+  /// Allocates up to n requests, with one look at the gate and one lock for all of them.
   ///
   /// Takes the tags that are free; waits for one only if there is none.
   /// got: how many it has allocated, the first ones; 0 unless ok is returned.
@@ -246,8 +246,7 @@ basic_request_queue<Platform>::basic_request_queue(const ops_type& ops, works_ty
 template <platform Platform>
 bool basic_request_queue<Platform>::expect(const request_type& rq, place where,
                                            const char* text) noexcept {
-  if (rq.place_ == where) [[likely]]
-    return true;
+  if (rq.place_ == where) [[likely]] return true;
   Platform::misuse(text);
   return false;
 }

@@ -103,7 +103,8 @@ class basic_runtime_pm {
   /// busy if somebody is, and for an instant everybody may have been refused; not_permitted
   /// if the platform refused the grace period; invalid if not ACTIVE. Unless ok, all is as
   /// before.
-  /// Blocks: for a grace period, the first time.  Kernel: blk_pre_runtime_suspend().
+  /// Blocks: for a grace period, the first time; over a queue also as a driver does that it
+  /// runs.  Kernel: blk_pre_runtime_suspend().
   [[nodiscard]] status pre_runtime_suspend() noexcept;
 
   /// Tells how suspending the device went.
