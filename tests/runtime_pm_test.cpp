@@ -211,6 +211,7 @@ TEST_CASE_TEMPLATE("a resume may skip its first step, also before the suspend is
   d.pm.post_runtime_resume();
   CHECK(d.ask() == status::ok);
   REQUIRE(d.pm.pre_runtime_suspend() == status::ok);
+  CHECK(d.ask(for_pm) == status::ok);
   d.pm.post_runtime_resume();
   CHECK(d.ask() == status::ok);
   CHECK(d.gate.pm_only() == 0);

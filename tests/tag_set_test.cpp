@@ -161,6 +161,18 @@ TEST_CASE("queues that use their tags get equal parts, but four at least") {
   for (auto& each : ports) each.free_all();
 }
 
+TEST_CASE("a part is rounded up, and is four at least") {
+  for (const unsigned depth : {9U, 6U}) {
+    adapter a(depth);
+    port<single_platform> x("x", a.log, a.works, a.set);
+    port<single_platform> y("y", a.log, a.works, a.set);
+    CHECK(y.alloc(1) == 1);
+    CHECK(x.alloc(9) == (depth == 9 ? 5 : 4));
+    x.free_all();
+    y.free_all();
+  }
+}
+
 TEST_CASE("one tag is not divided") {
   adapter a(1);
   port<single_platform> x("x", a.log, a.works, a.set);
