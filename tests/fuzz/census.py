@@ -24,6 +24,9 @@ UNQUIESCE = ops("blk_mq_unquiesce_queue", "blk_mq_unquiesce_tagset")
 DRAIN = ops("blk_queue_start_drain", "blk_mark_disk_dead")
 PM_ON = ops("blk_set_pm_only")
 PM_OFF = ops("blk_clear_pm_only")
+SUSPEND = ops("blk_pre_runtime_suspend")
+RESUMED = ops("blk_post_runtime_resume")
+REMOVE = ops("del_gendisk", "blk_mq_destroy_queue")
 
 
 def switching(m):
@@ -88,6 +91,17 @@ SITUATIONS = [
     ("pm_only set on a frozen queue", PM_ON, lambda s, m: m.freeze_depth > 0),
     ("last pm_only cleared with enterers asleep", PM_OFF,
      lambda s, m: m.pm_only == 1 and m.freeze_depth == 0 and entrants_blocked(s) > 0),
+    ("suspend check of an idle queue", SUSPEND,
+     lambda s, m: m.dev and s.accounts[m.name].users == 0 and m.active == 0),
+    ("suspend check of a queue in use", SUSPEND,
+     lambda s, m: m.dev and (s.accounts[m.name].users > 0 or m.active > 0)),
+    ("suspend check of a frozen queue", SUSPEND, lambda s, m: m.dev and m.freeze_depth > 0),
+    ("enter of a suspended queue", ENTER, lambda s, m: m.rpm == "SUSPENDED"),
+    ("resume with enterers asleep", RESUMED, lambda s, m: m.dev and entrants_blocked(s) > 0),
+    ("removal of a queue in use", REMOVE, lambda s, m: not m.usage.is_zero()),
+    ("removal with enterers asleep", REMOVE, lambda s, m: entrants_blocked(s) > 0),
+    ("request of a driver that sleeps", ENTER, lambda s, m: m.hold),
+    ("request of a shared tag set", ENTER, lambda s, m: len(m.tagset.queues) > 1),
     ("quiesce nested in another", QUIESCE, lambda s, m: m.quiesce_depth > 0),
     ("quiesce while a reader holds grace periods", QUIESCE, lambda s, m: s.readers),
     ("unquiesce that leaves the queue quiesced", UNQUIESCE, lambda s, m: m.quiesce_depth > 1),

@@ -7,6 +7,9 @@ from script import Script
 
 ATTEMPTS = 12                           # proposals until one is legal
 MOST_TIDYING = 90                       # operations
+NEXT_OF_RPM = {"suspending": "blk_post_runtime_suspend {} 0",
+               "suspended": "blk_pre_runtime_resume {}",
+               "resuming": "blk_post_runtime_resume {}"}
 
 
 class Room:
@@ -114,12 +117,18 @@ def next_to_give_back(s):
 
 def next_of_queue(account, queue):
     name = account.name
+    if account.gone:
+        return None
+    if queue.hold:
+        return f"release_dispatch {name}"
     if account.users:
         return f"blk_queue_exit {name}"
     if queue.stopped:
         return f"blk_mq_start_stopped_hw_queues {name}"
     if account.quiesces:
         return f"blk_mq_unquiesce_queue {name}"
+    if account.rpm in NEXT_OF_RPM:
+        return NEXT_OF_RPM[account.rpm].format(name)
     if account.pm:
         return f"blk_clear_pm_only {name}"
     if account.freezes:

@@ -111,6 +111,9 @@ FIELDS = {
     "bool": chosen("0", "1"),
     "kind": chosen("disk", "mq"),
     "has_pm": chosen("1", "1", "1", "1", "0"),
+    "error": chosen("0", "0", "0", "-16"),
+    "blocking": chosen("", "", "", "", "blocking=1"),
+    "share": lambda s, random: "share=q" if "q" in s.accounts and random() < 0.5 else "",
     "depth": chosen("1", "2", "3", "8"),
     "ms": chosen("10", "50", "50", "100000000"),
     "refusals": chosen("1", "2", "3"),
@@ -128,6 +131,9 @@ SIMPLEST = {
     "bool": ("0",),
     "kind": ("mq",),
     "has_pm": ("0",),
+    "error": ("0",),
+    "blocking": ("",),
+    "share": ("",),
     "depth": ("8", "1"),
     "ms": ("10",),
     "refusals": ("1",),
@@ -229,12 +235,41 @@ def new_request_may_be_asked(s, a, w, who):
     return w[2] not in s.accounts and gate_may_be_asked(waits)(s, a, w, who)
 
 
+def bio_may_be_submitted(s, a, w, who):
+    """Bios come by a disk, and look whether that is dead."""
+    return "kind=disk" in a.options and new_request_may_be_asked(s, a, w, who)
+
+
 def queue_may_be_made(s, a, w, who):
-    return w[1] not in s.accounts
+    """Queues of drivers that sleep do not share: in the kernel a quiesce of one waits for the
+    dispatches of all, in the library for its own."""
+    shared = next((word[len("share="):] for word in w if word.startswith("share=")), None)
+    return w[1] not in s.accounts and not s.making and (
+        shared is None or (shared in s.accounts and not s.accounts[shared].removed
+                           and not s.accounts[shared].model.tagset.blocking))
+
+
+def queue_reserved(s, a, w, who):
+    s.making = True
 
 
 def queue_made(s, a, w, result):
+    s.making = False
     s.add_account("Q", w[1], s.world.queues[w[1]]).options = w[2:]
+
+
+def may_wait_for_quiesce(s, a, w, who):
+    """A queue whose driver may sleep counts its dispatches only while it is quiesced."""
+    return not a.model.tagset.blocking or a.model.quiesce_depth > 0
+
+
+def may_hold(s, a, w, who):
+    """Nobody recorded a removal that waits for a driver that sleeps over a completed request."""
+    return a.model.tagset.blocking and not a.model.hold and not a.removed
+
+
+def may_release(s, a, w, who):
+    return a.model.hold
 
 
 def owns(what):
@@ -254,6 +289,39 @@ def more(what):
     return begin
 
 
+def sharers(s, a):
+    return [other for other in s.by_kind["Q"] if other.model.tagset is a.model.tagset]
+
+
+def of_tagset(begin):
+    def begin_all(s, a, w, who):
+        for member in sharers(s, a):
+            begin(s, member, w, who)
+    return begin_all
+
+
+def nobody_waits_for_quiesce(s, a):
+    """Where drivers may sleep the library lets who waits go when the queue is unquiesced,
+    the kernel when the driver is done."""
+    return not a.model.tagset.blocking or not any(
+        "quiesce" in words[0] for _, _, words in s.pending.values())
+
+
+def may_quiesce_tagset(s, a, w, who):
+    """The kernel waits for one grace period, the library for one after the other: a reader
+    that begins in between holds up the library alone."""
+    return len(a.model.tagset.queues) == 1 or not s.readers
+
+
+def may_unquiesce(s, a, w, who):
+    return a.quiesces > 0 and nobody_waits_for_quiesce(s, a)
+
+
+def may_unquiesce_tagset(s, a, w, who):
+    return (all(member.quiesces > 0 for member in sharers(s, a))
+            and nobody_waits_for_quiesce(s, a))
+
+
 def more_at_return(what):
     def end(s, a, w, result):
         setattr(a, what, getattr(a, what) + 1)
@@ -267,8 +335,40 @@ def entered(on):
     return end
 
 
-def is_disk(s, a, w, who):
+def may_be_marked_dead(s, a, w, who):
     return "kind=disk" in a.options
+
+
+def may_be_removed(kind):
+    """Once. Nobody recorded what the removal of a queue that shares its tag set waits for."""
+    return lambda s, a, w, who: (kind in a.options and not a.removed
+                                 and len(a.model.tagset.queues) == 1 and not a.model.hold)
+
+
+def removal_begins(s, a, w, who):
+    a.removed = True
+
+
+def removal_ends(s, a, w, result):
+    a.gone = True
+
+
+def rpm_is(state):
+    return lambda s, a, w, who: a.rpm == state
+
+
+def rpm_becomes(state):
+    def begin(s, a, w, who):
+        a.rpm = state
+    return begin
+
+
+def suspend_checked(s, a, w, result):
+    a.rpm = "suspending" if result == "0" else "active"
+
+
+def suspended(s, a, w, who):
+    a.rpm = "suspended" if w[2] == "0" else "active"
 
 
 # --- requests --------------------------------------------------------------------------------
@@ -336,8 +436,8 @@ PERCPU_REF = [
 ]
 
 QUEUE = [
-    Row("new_queue {new_queue} kind={kind} pm={has_pm} depth={depth}", 0, queue_may_be_made,
-        end=queue_made, creates=True),
+    Row("new_queue {new_queue} kind={kind} pm={has_pm} depth={depth} {blocking} {share}", 0,
+        queue_may_be_made, queue_reserved, queue_made, creates=True),
     # the gate
     Row("blk_queue_enter {Q} flags={flags}", 7, gate_may_be_asked(waits), end=entered("0"),
         enters=True),
@@ -357,9 +457,18 @@ QUEUE = [
         plain="blk_mq_unfreeze_queue"),
     Row("blk_queue_start_drain {Q}", 1, None, more("freezes"),
         plain="blk_freeze_queue_start"),
-    Row("blk_mark_disk_dead {Q}", 0.8, is_disk),
+    Row("blk_mark_disk_dead {Q}", 0.8, may_be_marked_dead),
+    Row("del_gendisk {Q}", 0.4, may_be_removed("kind=disk"), removal_begins, removal_ends),
+    Row("blk_mq_destroy_queue {Q}", 0.4, may_be_removed("kind=mq"), removal_begins, removal_ends),
     Row("blk_set_pm_only {Q}", 3, may_close_by_pm, more("pm")),
     Row("blk_clear_pm_only {Q}", 6, owns("pm"), less("pm")),
+    # runtime PM
+    Row("blk_pre_runtime_suspend {Q}", 3, rpm_is("active"), rpm_becomes("checking"),
+        suspend_checked),
+    Row("blk_post_runtime_suspend {Q} {error}", 6, rpm_is("suspending"), suspended),
+    Row("blk_pre_runtime_resume {Q}", 5, rpm_is("suspended"), rpm_becomes("resuming")),
+    Row("blk_post_runtime_resume {Q}", 6, rpm_is("resuming"), rpm_becomes("active")),
+    # queries
     Row("blk_queue_dying {Q}", 0.5),
     Row("blk_queue_quiesced {Q}", 0.5),
     Row("blk_queue_pm_only {Q}", 0.5),
@@ -367,22 +476,24 @@ QUEUE = [
     Row("blk_mq_quiesce_queue {Q}", 2, None, more("quiesces"),
         plain="blk_mq_quiesce_queue_nowait"),
     Row("blk_mq_quiesce_queue_nowait {Q}", 1, None, more("quiesces")),
-    Row("blk_mq_quiesce_tagset {Q}", 0.5, None, more("quiesces"),
+    Row("blk_mq_quiesce_tagset {Q}", 0.5, may_quiesce_tagset, of_tagset(more("quiesces")),
         plain="blk_mq_quiesce_queue_nowait"),
-    Row("blk_mq_wait_quiesce_done {Q}", 0.5),
-    Row("blk_mq_unquiesce_queue {Q}", 5, owns("quiesces"), less("quiesces")),
-    Row("blk_mq_unquiesce_tagset {Q}", 1, owns("quiesces"), less("quiesces"),
+    Row("blk_mq_wait_quiesce_done {Q}", 0.5, may_wait_for_quiesce),
+    Row("blk_mq_unquiesce_queue {Q}", 5, may_unquiesce, less("quiesces")),
+    Row("blk_mq_unquiesce_tagset {Q}", 1, may_unquiesce_tagset, of_tagset(less("quiesces")),
         plain="blk_mq_unquiesce_queue"),
     Row("blk_mq_run_hw_queues {Q} async={bool}", 1),
     Row("blk_mq_stop_hw_queues {Q}", 1),
     Row("blk_mq_start_stopped_hw_queues {Q}", 3),
     Row("set_busy {Q} {refusals} {refusal}", 1),
+    Row("hold_dispatch {Q}", 2, may_hold),
+    Row("release_dispatch {Q}", 4, may_release),
     # requests
     Row("blk_mq_alloc_request {Q} {new} flags={flags}", 4, new_request_may_be_asked,
         request_asked, request_allocated, enters=True),
     Row("submit {Q} {new} flags={flags} at_head={bool}", 5, new_request_may_be_asked,
         request_asked, enters=True),
-    Row("submit_bio {Q} {new} flags={bio_flags}", 4, new_request_may_be_asked, request_asked,
+    Row("submit_bio {Q} {new} flags={bio_flags}", 6, bio_may_be_submitted, request_asked,
         enters=True),
     Row("blk_mq_free_request {allocated}", 2, request_is("allocated"), request_leaves),
     Row("blk_execute_rq_nowait {allocated} at_head={bool}", 3, request_is("allocated"),

@@ -16,6 +16,8 @@ class Account:
         self.freezes = self.pm = self.quiesces = 0
         self.busy = 0                   # operations on it that have not returned
         self.entering = 0               # those of them that ask the gate
+        self.rpm = "active"             # what runtime PM may call next
+        self.removed = self.gone = False  # the removal of a queue has begun, has ended
         self.exits = False              # on_release=exit
         self.options = ()               # with which it was made
 
@@ -30,6 +32,7 @@ class Script:
         self.by_kind = {"R": [], "Q": []}
         self.requests = {"allocated": [], "dispatched": []}
         self.made = 0                   # requests
+        self.making = False             # a queue, which may take its time
         self.readers = []               # actors in a read section
         self.pending = {}               # actor -> (task, row, words), while it is blocked
         self.ops = []                   # (actor, text)
@@ -51,7 +54,7 @@ class Script:
             return row.legal(self, None, words, actor)
         if row.kinds:
             account = self.account_of(words)
-            if account is None or account.kind not in row.kinds:
+            if account is None or account.kind not in row.kinds or account.gone:
                 return False
             return row.legal(self, account, words, actor)
         return row.legal(self, None, words, actor)

@@ -280,6 +280,7 @@ class queue_room {
   }
 
   std::string del_gendisk(traced_queue& queue, const operation&) {
+    const grace_without_readers departure(queue.tags().is_blocking());
     queue.del_gendisk();
     return "void";
   }
