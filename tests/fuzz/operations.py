@@ -307,12 +307,6 @@ def nobody_waits_for_quiesce(s, a):
         "quiesce" in words[0] for _, _, words in s.pending.values())
 
 
-def may_quiesce_tagset(s, a, w, who):
-    """The kernel waits for one grace period, the library for one after the other: a reader
-    that begins in between holds up the library alone."""
-    return len(a.model.tagset.queues) == 1 or not s.readers
-
-
 def may_unquiesce(s, a, w, who):
     return a.quiesces > 0 and nobody_waits_for_quiesce(s, a)
 
@@ -476,7 +470,7 @@ QUEUE = [
     Row("blk_mq_quiesce_queue {Q}", 2, None, more("quiesces"),
         plain="blk_mq_quiesce_queue_nowait"),
     Row("blk_mq_quiesce_queue_nowait {Q}", 1, None, more("quiesces")),
-    Row("blk_mq_quiesce_tagset {Q}", 0.5, may_quiesce_tagset, of_tagset(more("quiesces")),
+    Row("blk_mq_quiesce_tagset {Q}", 0.5, None, of_tagset(more("quiesces")),
         plain="blk_mq_quiesce_queue_nowait"),
     Row("blk_mq_wait_quiesce_done {Q}", 0.5, may_wait_for_quiesce),
     Row("blk_mq_unquiesce_queue {Q}", 5, may_unquiesce, less("quiesces")),
