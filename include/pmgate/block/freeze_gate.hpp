@@ -52,8 +52,8 @@ class basic_frozen;
 /// Blocking: enter() without nowait, freeze_wait() and what contains it;
 ///           freeze_start() and unfreeze() only for a switch under way. Each has a
 ///           form with a deadline, and one that queues a waiter instead.
-/// Fairness: waiters are let in in the order in which they were queued. Threads that
-///           sleep in enter() try again when the door opens, in any order.
+/// Fairness: queued waiters are let in in the order in which they came, PM requests
+///           first. Threads that sleep in enter() try again in any order.
 /// Misuse:   goes to Platform::misuse() and has no effect.
 /// Orders:   everything before an exit() happens-before freeze_wait() returns;
 ///           everything before unfreeze() happens-before a later entry.
@@ -276,12 +276,16 @@ class basic_freeze_gate
   };
 
   count_type& count() noexcept { return *this; }
+  detail::waiter_chain<Platform>& line_of(const waiter& queued) noexcept {
+    return enterers_[has(queued.flags_, enter_flags::pm) ? 0 : 1];
+  }
   void on_zero() noexcept;
   template <class Sleep>
   [[gnu::noinline]] status enter_slow(enter_flags flags, Sleep sleep) noexcept;
   [[gnu::noinline]] bool refuse() noexcept;
   bool is_open_to(enter_flags flags) noexcept;
-  status start_freeze(bool& closed_it, bool ask_later) noexcept;
+  status start_freeze(bool& closed_it, bool in_batch) noexcept;
+  void let_drain() noexcept;
   void undo_freeze(bool stay_atomic) noexcept;
   void reopen(aftermath& after) noexcept;
   void await_drain() noexcept;
@@ -295,10 +299,11 @@ class basic_freeze_gate
   atomic<bool> dying_{false};
   atomic<int> depth_{0};                          // written under freeze_lock_
   typename Platform::mutex freeze_lock_;          // depth and kill or resurrect: one step
+  int closers_ = 0;                               // entries of batches that close the gate
   typename Platform::wait_word door_{0};          // counts what may let enterers in
   typename Platform::wait_word drain_{no_drain};  // whether the count reached zero
   typename Platform::mutex waiters_lock_;         // of what follows; taken inside freeze_lock_
-  detail::waiter_chain<Platform> enterers_;
+  detail::waiter_chain<Platform> enterers_[2];  // PM requests, and others
   detail::drain_waiters<Platform> freezers_;
   resume_fn resume_ = nullptr;
   void* resume_context_ = nullptr;
@@ -318,7 +323,7 @@ basic_freeze_gate<Platform>::~basic_freeze_gate() {
   const std::int64_t own = last.switching ? 1 : 0;
   const std::int64_t inside = last.shared - own + (last.biased ? last.per_cpu : 0);
   if (inside != (last.dying ? 0 : 1)) Platform::misuse("freeze_gate destroyed while entered");
-  if (!enterers_.empty() || !freezers_.empty()) {
+  if (!enterers_[0].empty() || !enterers_[1].empty() || !freezers_.empty()) {
     Platform::misuse("freeze_gate destroyed with waiters queued");
   }
   count_type::exit();
@@ -373,25 +378,6 @@ void basic_freeze_gate<Platform>::on_zero() noexcept {
 }
 
 template <platform Platform>
-status basic_freeze_gate<Platform>::start_freeze(bool& closed_it, bool ask_later) noexcept {
-  aftermath after;
-  {
-    const scoped_lock guard(freeze_lock_);
-    // [freeze.read] relaxed: the lock orders it.
-    const int before = depth_.load(std::memory_order_relaxed);
-    closed_it = before == 0;
-    // [freeze.depth] relaxed: for queries; the door is the count's dying bit.
-    depth_.store(before + 1, std::memory_order_relaxed);
-    if (before != 0 || (ask_later ? count().kill_later() : count().kill())) return status::ok;
-    closed_it = false;
-    depth_.store(before, std::memory_order_relaxed);  // [freeze.undo] relaxed: as [freeze.depth]
-    reopen(after);
-  }
-  finish(after);
-  return status::not_permitted;
-}
-
-template <platform Platform>
 status basic_freeze_gate<Platform>::freeze_wait() noexcept {
   // [wait.drain] acquire: pairs with publish_add() in on_zero(), and through the count
   // with every exit().
@@ -432,51 +418,6 @@ status basic_freeze_gate<Platform>::freeze_until(time_point deadline) noexcept {
   if (started != status::ok || freeze_wait_until(deadline)) return started;
   unfreeze();
   return status::timed_out;
-}
-
-/// Depth and resurrect are one step: with the depth alone a kill and a resurrect of
-/// two threads may come in the wrong order, and the gate stays closed for ever.
-template <platform Platform>
-void basic_freeze_gate<Platform>::undo_freeze(bool stay_atomic) noexcept {
-  aftermath after;
-  {
-    const scoped_lock guard(freeze_lock_);
-    // [thaw.read] relaxed: the lock orders it.
-    const int before = depth_.load(std::memory_order_relaxed);
-    if (before == 0) {
-      Platform::misuse("unfreeze() of a gate that is not frozen");
-      return;
-    }
-    if (stay_atomic) count().keep_atomic();
-    // [thaw.depth] relaxed: as [freeze.depth].
-    depth_.store(before - 1, std::memory_order_relaxed);
-    if (before != 1) return;
-    reopen(after);
-  }
-  finish(after);  // touches the gate only while it holds entries of its own
-}
-
-/// Alive again. If the count was at zero, on_zero() has run or is about to: let it
-/// finish, lest it tell of this drain when the next freeze is in force. Called with
-/// freeze_lock_ held.
-template <platform Platform>
-void basic_freeze_gate<Platform>::reopen(aftermath& after) noexcept {
-  if (count().resurrect()) {
-    await_drain();  // then the word is ours
-    // [thaw.reset] relaxed: the next freeze_start() is ordered by the lock.
-    drain_.store(no_drain, std::memory_order_relaxed);
-    const scoped_lock guard(waiters_lock_);
-    freezers_.reopen();
-  }
-  open_door(after);
-}
-
-/// Waits for the rest of on_zero(), which is under way.
-template <platform Platform>
-void basic_freeze_gate<Platform>::await_drain() noexcept {
-  // [thaw.drain] acquire: pairs with publish_add().
-  while (drain_.load(std::memory_order_acquire) == no_drain) drain_.wait(no_drain);
-  drain_.settle();
 }
 
 template <platform Platform>

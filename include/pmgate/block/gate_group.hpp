@@ -49,8 +49,8 @@ class basic_gate_group {
         : group_(group), door_(door), dispatch_(dispatch), joined_(group.join(*this)) {}
     /// Leaves; the closings of the group are undone.
     ///
-    /// Precondition: not called by a waiter that the group's own unfreeze() or
-    /// unquiesce() resumes.  Blocks: while a call of the group is at these gates.
+    /// Precondition: not called by a waiter that a call of the group itself resumes.
+    /// Blocks: while a call of the group is at these gates.
     ~member() { group_.leave(*this); }
     member(const member&) = delete;
     member& operator=(const member&) = delete;
@@ -158,6 +158,7 @@ void basic_gate_group<Platform>::leave(member& leaver) noexcept {
   (leaver.previous_ != nullptr ? leaver.previous_->next_ : first_) = leaver.next_;
   if (leaver.next_ != nullptr) leaver.next_->previous_ = leaver.previous_;
   lock_.unlock();
+  if (leaver.door_ != nullptr) detail::many_gates::let_drain(*leaver.door_);
   for (; leaver.frozen_ > 0; --leaver.frozen_) leaver.door_->unfreeze();
   for (; leaver.quiesced_ > 0; --leaver.quiesced_) (void)leaver.dispatch_->unquiesce();
 }
@@ -213,6 +214,11 @@ status basic_gate_group<Platform>::freeze_start() noexcept {
   note_end();
   lock_.unlock();
   if (result != status::ok) unfreeze();
+  (void)visit_all([](member& at) { return at.door_ != nullptr; },
+                  [](member& at) {
+                    many_gates::let_drain(*at.door_);
+                    return status::ok;
+                  });
   return result;
 }
 

@@ -43,6 +43,12 @@ struct many_gates {
   static status begin_freeze(basic_freeze_gate<Platform>& gate, bool& closed_it) noexcept {
     return gate.start_freeze(closed_it, true);
   }
+  /// To follow each begin_freeze() that was not refused, with no lock held: from now on the
+  /// gate may be told that it has drained.
+  template <platform Platform>
+  static void let_drain(basic_freeze_gate<Platform>& gate) noexcept {
+    gate.let_drain();
+  }
   template <platform Platform>
   static bool collect(basic_freeze_gate<Platform>& gate, grace_batch& batch) noexcept {
     return gate.count().collect(batch);
@@ -105,9 +111,14 @@ struct many_gates {
 
 /// freeze_start() of every gate, with one grace period for all.
 ///
+/// Waiters are resumed when all gates are closed and all grace periods that are over at
+/// once are over: one that is resumed may open the others.
+/// Precondition: no gate of the range is destroyed before it returns.
 /// Returns: ok; not_permitted if the platform refused the grace period, and then
 /// nothing has changed.
 /// Blocks: as freeze_start().  Cost: O(gates * CPUs), and at most one grace period.
+/// Limits: who freezes one of the gates between the request and its refusal has been told
+/// ok; a grace period is asked for once more on his behalf.
 template <class Range>
 status freeze_start_all(Range&& gates) noexcept {
   using detail::many_gates;
@@ -123,12 +134,17 @@ status freeze_start_all(Range&& gates) noexcept {
     ++frozen;
     if (closed_it) ++owed;
   }
-  if (result == status::ok && many_gates::take_grace_period(gates, owed)) return status::ok;
-  for (auto&& element : gates) {
-    if (frozen-- == 0) break;
-    many_gates::gate_of(element).unfreeze();
+  if (result == status::ok && !many_gates::take_grace_period(gates, owed)) {
+    result = status::not_permitted;
   }
-  return status::not_permitted;
+  if (result != status::ok) {
+    for (auto&& element : gates) {
+      if (frozen-- == 0) break;
+      many_gates::gate_of(element).unfreeze();
+    }
+  }
+  for (auto&& element : gates) many_gates::let_drain(many_gates::gate_of(element));
+  return result;
 }
 
 /// unfreeze() of every gate.

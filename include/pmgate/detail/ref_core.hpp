@@ -83,6 +83,12 @@ class ref_core : private grace_callback {
   /// To be called when the platform has refused a batch; it is used up by that.
   static void refuse(grace_batch& batch) noexcept;
 
+  /// Asks for a grace period that nobody has asked for, or that was refused, if the switch
+  /// is still wanted.
+  ///
+  /// Returns: references that the caller has to put.
+  [[nodiscard]] std::intptr_t ask_in_place() noexcept;
+
   /// True if a switch waits for a grace period that was refused.
   [[nodiscard]] bool is_refused() const noexcept;
 
@@ -280,6 +286,18 @@ void ref_core<Platform, Owner>::refuse(grace_batch& batch) noexcept {
     const scoped_lock guard(refused.lock_);
     refused.note_refusal();
   }
+}
+
+template <platform Platform, class Owner>
+std::intptr_t ref_core<Platform, Owner>::ask_in_place() noexcept {
+  lock_.lock();
+  if (switch_ == stage::none || switch_ == stage::pending || !wants_atomic()) {
+    lock_.unlock();
+    return 0;
+  }
+  word_.get(1);  // biased now; as in wait_for_switch()
+  if (ask_again()) lock_.unlock();
+  return 1;
 }
 
 template <platform Platform, class Owner>

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 //
-// pmgate/detail/block/freeze_gate_impl.hpp - the door of freeze_gate.hpp: how
-// those who find it closed wait, asleep or queued, and what lets them in.
+// pmgate/detail/block/freeze_gate_impl.hpp - the door of freeze_gate.hpp: how it is
+// closed and opened, how those who find it closed wait, asleep or queued, and what
+// lets them in.
 //
 // Whoever changes what may let enterers in wakes the sleepers and then walks the
 // queue, under its lock; whoever queues walks it, too, after queueing. So of a
@@ -11,6 +12,7 @@
 #define PMGATE_DETAIL_BLOCK_FREEZE_GATE_IMPL_HPP
 
 #include <atomic>
+#include <cstdint>
 #include <utility>
 
 #include <pmgate/block/freeze_gate.hpp>
@@ -52,6 +54,97 @@ auto basic_freeze_gate<Platform>::hold(enter_flags flags) noexcept -> ticket {
   return ticket(enter(flags) == status::ok ? this : nullptr);
 }
 
+// -- closing and opening
+
+/// Whoever closes the gate has an entry of his own meanwhile: the drain comes about, and
+/// is told of, when the lock has been left.
+template <platform Platform>
+status basic_freeze_gate<Platform>::start_freeze(bool& closed_it, bool in_batch) noexcept {
+  aftermath after;
+  status result = status::ok;
+  {
+    const scoped_lock guard(freeze_lock_);
+    // [freeze.read] relaxed: the lock orders it.
+    const int before = depth_.load(std::memory_order_relaxed);
+    closed_it = before == 0;
+    // [freeze.depth] relaxed: for queries; the door is the count's dying bit.
+    depth_.store(before + 1, std::memory_order_relaxed);
+    if (before != 0) return status::ok;
+    count().get();
+    if (!(in_batch ? count().kill_later() : count().kill())) {
+      closed_it = false;
+      depth_.store(before, std::memory_order_relaxed);  // [freeze.undo] relaxed: as [freeze.depth]
+      reopen(after);
+      result = status::not_permitted;
+    } else if (in_batch) {
+      ++closers_;  // let_drain() leaves for it
+      return status::ok;
+    }
+  }
+  count().put();  // from here the gate may be gone
+  finish(after);
+  return result;
+}
+
+/// What in_batch has begun; closes nothing if another batch has left for it already.
+template <platform Platform>
+void basic_freeze_gate<Platform>::let_drain() noexcept {
+  freeze_lock_.lock();
+  const int entries = std::exchange(closers_, 0);
+  freeze_lock_.unlock();
+  if (entries != 0) count().put(entries);
+}
+
+/// Depth and resurrect are one step: with the depth alone a kill and a resurrect of
+/// two threads may come in the wrong order, and the gate stays closed for ever.
+template <platform Platform>
+void basic_freeze_gate<Platform>::undo_freeze(bool stay_atomic) noexcept {
+  aftermath after;
+  std::intptr_t held = 0;
+  {
+    const scoped_lock guard(freeze_lock_);
+    // [thaw.read] relaxed: the lock orders it.
+    const int before = depth_.load(std::memory_order_relaxed);
+    if (before == 0) {
+      Platform::misuse("unfreeze() of a gate that is not frozen");
+      return;
+    }
+    if (stay_atomic) count().keep_atomic();
+    // [thaw.depth] relaxed: as [freeze.depth].
+    depth_.store(before - 1, std::memory_order_relaxed);
+    if (before == 1) {
+      reopen(after);
+    } else {
+      held = count().ask_in_place();  // of a batch that was refused, for the other freezes
+    }
+  }
+  if (held != 0) count().put(held);
+  finish(after);  // touches the gate only while it holds entries of its own
+}
+
+/// Alive again. If the count was at zero, on_zero() has run or is about to: let it
+/// finish, lest it tell of this drain when the next freeze is in force. Called with
+/// freeze_lock_ held.
+template <platform Platform>
+void basic_freeze_gate<Platform>::reopen(aftermath& after) noexcept {
+  if (count().resurrect()) {
+    await_drain();  // then the word is ours
+    const scoped_lock guard(waiters_lock_);  // one step for a cancel() that the drain overtook
+    // [thaw.reset] relaxed: the next freeze_start() is ordered by the lock.
+    drain_.store(no_drain, std::memory_order_relaxed);
+    freezers_.reopen();
+  }
+  open_door(after);
+}
+
+/// Waits for the rest of on_zero(), which is under way.
+template <platform Platform>
+void basic_freeze_gate<Platform>::await_drain() noexcept {
+  // [thaw.drain] acquire: pairs with publish_add().
+  while (drain_.load(std::memory_order_acquire) == no_drain) drain_.wait(no_drain);
+  drain_.settle();
+}
+
 // -- what lets enterers in
 
 template <platform Platform>
@@ -71,6 +164,8 @@ void basic_freeze_gate<Platform>::open_door(aftermath& after) noexcept {
 
 /// Lets in whoever may enter now, in order, and sends away whoever never can.
 ///
+/// Behind somebody who has to go on waiting nobody of his line is tried: the door may
+/// have opened between two looks, and he would be overtaken.
 /// Returns: what became of the newcomer, who is not resumed by the aftermath.
 template <platform Platform>
 status basic_freeze_gate<Platform>::admit(aftermath& after, waiter* newcomer) noexcept {
@@ -78,19 +173,20 @@ status basic_freeze_gate<Platform>::admit(aftermath& after, waiter* newcomer) no
   const scoped_lock guard(waiters_lock_);
   if (newcomer != nullptr) {
     newcomer->at_door_ = true;
-    enterers_.push_back(*newcomer);
+    line_of(*newcomer).push_back(*newcomer);
   }
-  for (waiter* at = enterers_.first(); at != nullptr;) {
-    waiter& first = *std::exchange(at, enterers_.next(*at));
-    const status result = admission(first.flags_, after);
-    if (result == status::in_progress) continue;
-    first.at_door_ = false;
-    if (&first == newcomer) {
-      his = result;
-      enterers_.remove(first);
-      first.release();
-    } else {
-      enterers_.make_ready(first, result, after.ready);
+  for (detail::waiter_chain<Platform>& line : enterers_) {
+    while (waiter* const first = line.first()) {
+      const status result = admission(first->flags_, after);
+      if (result == status::in_progress) break;
+      first->at_door_ = false;
+      if (first == newcomer) {
+        his = result;
+        line.remove(*first);
+        first->release();
+      } else {
+        line.make_ready(*first, result, after.ready);
+      }
     }
   }
   return his;
@@ -239,7 +335,7 @@ bool basic_freeze_gate<Platform>::cancel(waiter& queued) noexcept
     const scoped_lock guard(waiters_lock_);
     found = std::exchange(queued.at_door_, false);
     if (found) {
-      enterers_.remove(queued);
+      line_of(queued).remove(queued);
     } else {
       found = freezers_.cancel(queued, late);
       if (!late.empty()) await_drain();
