@@ -294,6 +294,7 @@ class basic_freeze_gate
   status admit(aftermath& after, waiter* newcomer) noexcept;
   status admission(enter_flags flags, aftermath& after) noexcept;
   void finish(aftermath& after) noexcept;
+  status queue_for_drain(waiter& queued) noexcept;
 
   atomic<std::uint32_t> pm_{0};
   atomic<bool> dying_{false};

@@ -142,6 +142,7 @@ class basic_quiesce_gate {
   void take_ready(chain& ready) noexcept;
   static void grace_over(grace_callback& done) noexcept;
   void note_grace(waiter& queued) noexcept;
+  status queue_for_sections(waiter& queued) noexcept;
 
   typename Platform::cpu_counter counter_{true};
   typename Platform::wait_word ended_{0};  // sections that ended while the counter was closed
@@ -281,17 +282,22 @@ template <platform Platform>
 status basic_quiesce_gate<Platform>::quiesce_or_wait(waiter& queued) noexcept
   requires(!is_process_shared<Platform>)
 {
+  if (!queued.claim()) return status::busy;
   quiesce_nowait();
-  return quiesced_or_wait(queued);
+  return queue_for_sections(queued);
+}
+
+template <platform Platform>
+status basic_quiesce_gate<Platform>::quiesced_or_wait(waiter& queued) noexcept
+  requires(!is_process_shared<Platform>)
+{
+  return queued.claim() ? queue_for_sections(queued) : status::busy;
 }
 
 /// While asking_, nobody resumes the waiter: what the grace period brings about before
 /// the request returns is told by the return value.
 template <platform Platform>
-status basic_quiesce_gate<Platform>::quiesced_or_wait(waiter& queued) noexcept
-  requires(!is_process_shared<Platform>)
-{
-  if (!queued.claim()) return status::busy;
+status basic_quiesce_gate<Platform>::queue_for_sections(waiter& queued) noexcept {
   queued.run = &grace_over;
   queued.next = nullptr;
   queued.gate_ = this;

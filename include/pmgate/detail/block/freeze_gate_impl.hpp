@@ -302,17 +302,24 @@ template <platform Platform>
 status basic_freeze_gate<Platform>::freeze_or_wait(waiter& queued) noexcept
   requires(!is_process_shared<Platform>)
 {
+  if (!queued.claim()) return status::busy;
   const status started = freeze_start();
-  return started == status::ok ? drained_or_wait(queued) : started;
+  if (started == status::ok) return queue_for_drain(queued);
+  queued.release();
+  return started;
+}
+
+template <platform Platform>
+status basic_freeze_gate<Platform>::drained_or_wait(waiter& queued) noexcept
+  requires(!is_process_shared<Platform>)
+{
+  return queued.claim() ? queue_for_drain(queued) : status::busy;
 }
 
 /// Turned away by a drain that is told of or about to be: it cannot be undone while
 /// freeze_lock_ is held.
 template <platform Platform>
-status basic_freeze_gate<Platform>::drained_or_wait(waiter& queued) noexcept
-  requires(!is_process_shared<Platform>)
-{
-  if (!queued.claim()) return status::busy;
+status basic_freeze_gate<Platform>::queue_for_drain(waiter& queued) noexcept {
   queued.result_ = status::ok;
   while (!freezers_.add(queued)) {
     const scoped_lock guard(freeze_lock_);
