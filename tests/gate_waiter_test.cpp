@@ -8,7 +8,6 @@
 #include <thread>
 #include <type_traits>
 #include <utility>
-#include <vector>
 
 #include <doctest/doctest.h>
 
@@ -33,7 +32,6 @@ using testing::deferred_platform;
 using testing::grace;
 using testing::misuse_log;
 using testing::probe_waiter;
-using testing::time_limit;
 using testing::worker;
 using default_platform = pmgate::default_platform;
 

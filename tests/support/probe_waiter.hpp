@@ -7,6 +7,7 @@
 
 #include <atomic>
 #include <functional>
+#include <utility>
 
 #include <pmgate/block/gate_waiter.hpp>
 #include <pmgate/status.hpp>

@@ -285,7 +285,7 @@ class basic_freeze_gate
   [[gnu::noinline]] bool refuse() noexcept;
   bool is_open_to(enter_flags flags) noexcept;
   status start_freeze(bool& closed_it, bool in_batch) noexcept;
-  void let_drain() noexcept;
+  void let_drain(bool refused) noexcept;
   void undo_freeze(bool stay_atomic) noexcept;
   void reopen(aftermath& after) noexcept;
   void await_drain() noexcept;

@@ -158,8 +158,8 @@ void basic_gate_group<Platform>::leave(member& leaver) noexcept {
   (leaver.previous_ != nullptr ? leaver.previous_->next_ : first_) = leaver.next_;
   if (leaver.next_ != nullptr) leaver.next_->previous_ = leaver.previous_;
   lock_.unlock();
-  if (leaver.door_ != nullptr) detail::many_gates::let_drain(*leaver.door_);
   for (; leaver.frozen_ > 0; --leaver.frozen_) leaver.door_->unfreeze();
+  if (leaver.door_ != nullptr) detail::many_gates::let_drain(*leaver.door_, true);
   for (; leaver.quiesced_ > 0; --leaver.quiesced_) (void)leaver.dispatch_->unquiesce();
 }
 
@@ -215,8 +215,8 @@ status basic_gate_group<Platform>::freeze_start() noexcept {
   lock_.unlock();
   if (result != status::ok) unfreeze();
   (void)visit_all([](member& at) { return at.door_ != nullptr; },
-                  [](member& at) {
-                    many_gates::let_drain(*at.door_);
+                  [result](member& at) {
+                    many_gates::let_drain(*at.door_, result != status::ok);
                     return status::ok;
                   });
   return result;

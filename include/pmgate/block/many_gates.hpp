@@ -43,11 +43,11 @@ struct many_gates {
   static status begin_freeze(basic_freeze_gate<Platform>& gate, bool& closed_it) noexcept {
     return gate.start_freeze(closed_it, true);
   }
-  /// To follow each begin_freeze() that was not refused, with no lock held: from now on the
-  /// gate may be told that it has drained.
+  /// To follow begin_freeze() and what undoes it, with no lock held: from now on the gate
+  /// may tell that it has drained.
   template <platform Platform>
-  static void let_drain(basic_freeze_gate<Platform>& gate) noexcept {
-    gate.let_drain();
+  static void let_drain(basic_freeze_gate<Platform>& gate, bool refused) noexcept {
+    gate.let_drain(refused);
   }
   template <platform Platform>
   static bool collect(basic_freeze_gate<Platform>& gate, grace_batch& batch) noexcept {
@@ -143,7 +143,9 @@ status freeze_start_all(Range&& gates) noexcept {
       many_gates::gate_of(element).unfreeze();
     }
   }
-  for (auto&& element : gates) many_gates::let_drain(many_gates::gate_of(element));
+  for (auto&& element : gates) {
+    many_gates::let_drain(many_gates::gate_of(element), result != status::ok);
+  }
   return result;
 }
 

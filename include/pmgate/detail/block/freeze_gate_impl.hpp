@@ -86,11 +86,15 @@ status basic_freeze_gate<Platform>::start_freeze(bool& closed_it, bool in_batch)
   return result;
 }
 
-/// What in_batch has begun; closes nothing if another batch has left for it already.
+/// The end of what in_batch has begun: leaves the gate, unless another batch has done so
+/// for this one. Of a batch that was refused and has undone its freezes those of others
+/// may be left, who were told that all is well: they get a grace period of their own.
 template <platform Platform>
-void basic_freeze_gate<Platform>::let_drain() noexcept {
+void basic_freeze_gate<Platform>::let_drain(bool refused) noexcept {
   freeze_lock_.lock();
-  const int entries = std::exchange(closers_, 0);
+  std::intptr_t entries = std::exchange(closers_, 0);
+  // [drain.depth] relaxed: the lock orders it.
+  if (refused && depth_.load(std::memory_order_relaxed) != 0) entries += count().ask_in_place();
   freeze_lock_.unlock();
   if (entries != 0) count().put(entries);
 }
@@ -100,7 +104,6 @@ void basic_freeze_gate<Platform>::let_drain() noexcept {
 template <platform Platform>
 void basic_freeze_gate<Platform>::undo_freeze(bool stay_atomic) noexcept {
   aftermath after;
-  std::intptr_t held = 0;
   {
     const scoped_lock guard(freeze_lock_);
     // [thaw.read] relaxed: the lock orders it.
@@ -112,13 +115,9 @@ void basic_freeze_gate<Platform>::undo_freeze(bool stay_atomic) noexcept {
     if (stay_atomic) count().keep_atomic();
     // [thaw.depth] relaxed: as [freeze.depth].
     depth_.store(before - 1, std::memory_order_relaxed);
-    if (before == 1) {
-      reopen(after);
-    } else {
-      held = count().ask_in_place();  // of a batch that was refused, for the other freezes
-    }
+    if (before != 1) return;
+    reopen(after);
   }
-  if (held != 0) count().put(held);
   finish(after);  // touches the gate only while it holds entries of its own
 }
 
