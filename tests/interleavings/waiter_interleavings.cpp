@@ -7,7 +7,9 @@
 #include <array>
 #include <atomic>
 #include <cstdint>
+#include <cstdio>
 #include <optional>
+#include <type_traits>
 #include <utility>
 
 #include <doctest/doctest.h>
@@ -33,7 +35,10 @@ struct sleeper : pmgate::basic_gate_waiter<P> {
 
   /// What the queueing call said, and in the end the resumption.
   status outcome(status queued) {
-    if (queued != status::in_progress) return queued;
+    if (queued != status::in_progress) {
+      sim::expect(resumed() == 0, "answered, and resumed");
+      return queued;
+    }
     while (told.load(std::memory_order_acquire) == 0) told.wait(0);
     told.store(0, std::memory_order_relaxed);
     return result;
@@ -317,6 +322,96 @@ constexpr auto freeze_group = [](auto& s) {
   s.group.unfreeze();
 };
 
+// --- planted bugs --------------------------------------------------------------------
+
+/// Explores until the bug shows.
+template <class State, class... Threads>
+void caught(const char* title, const Threads&... threads) {
+  ++tally::all().tests;
+  const sim::result found = explore_one<State>(title, {.preemptions = 3}, threads...);
+  std::printf("    %s\n", found.failure.c_str());
+  CHECK_FALSE_MESSAGE(found.failure.empty(), title);
+}
+
+/// Lowers the order of one kind of operation: of the stack of freezers.
+template <class T, std::memory_order Push, std::memory_order Take>
+struct weak_atomic : sim::atomic<T> {
+  using base = sim::atomic<T>;
+  using base::base;
+  T exchange(T n, std::memory_order order) noexcept {
+    return base::exchange(n, order == std::memory_order_acq_rel ? Take : order);
+  }
+  bool compare_exchange_weak(T& expected, T value, std::memory_order order,
+                             std::memory_order failure) noexcept {
+    if (order == std::memory_order_release) order = Push;
+    return base::compare_exchange_weak(expected, value, order, failure);
+  }
+};
+template <std::memory_order Push, std::memory_order Take>
+struct weak_stack : sim_platform {
+  template <class T>
+  using atomic = weak_atomic<T, Push, Take>;
+};
+
+/// A change of pm_only that takes place when the queue has been walked: with the next lock
+/// that is left.
+struct late_change {
+  static inline sim::atomic<std::uint32_t>* word = nullptr;
+  static inline std::uint32_t mask = 0;
+  static void happen() noexcept {
+    if (auto* const changed = std::exchange(word, nullptr)) {
+      (void)changed->fetch_and(mask, std::memory_order_acq_rel);
+    }
+  }
+};
+template <class T>
+struct late_atomic : sim::atomic<T> {
+  using sim::atomic<T>::atomic;
+  T fetch_and(T mask, std::memory_order order) noexcept {
+    if constexpr (std::is_same_v<T, std::uint32_t>) {
+      late_change::word = this;
+      late_change::mask = mask;
+      return 0;
+    } else {
+      return sim::atomic<T>::fetch_and(mask, order);
+    }
+  }
+};
+struct late_mutex : sim::mutex {
+  void unlock() noexcept {
+    sim::mutex::unlock();
+    late_change::happen();
+  }
+};
+struct walks_first : sim_platform {
+  template <class T>
+  using atomic = late_atomic<T>;
+  using mutex = late_mutex;
+};
+template <class P>
+struct suspended_at : pm_only_at<P> {
+  suspended_at() { this->gate.set_runtime_suspended(true); }
+  void check() {
+    this->gate.clear_pm_only();
+    gated<P>::check();
+  }
+};
+constexpr auto queue_power_request = [](auto& s) {
+  const status queued = s.gate.enter_or_wait(s.first, enter_flags::pm);
+  sim::expect(s.first.outcome(queued) == status::ok, "enter_or_wait() was refused");
+  s.gate.exit();
+};
+constexpr auto end_suspend = [](auto& s) { s.gate.set_runtime_suspended(false); };
+
+/// A mutex that keeps nobody out.
+struct no_mutex {
+  void lock() noexcept {}
+  void unlock() noexcept {}
+};
+struct without_mutex : sim_platform {
+  using mutex = no_mutex;
+};
+
 }  // namespace
 
 TEST_SUITE("interleavings of waiters") {
@@ -352,6 +447,11 @@ TEST_CASE("a change of pm_only is not missed by who queues") {
                                   s.change();  // no normal request is inside now
                                   s.gate.clear_pm_only();
                                 });
+}
+
+TEST_CASE("the end of a runtime suspend is not missed by a PM request that queues") {
+  hold_on_all_models<suspended_at>("enter_or_wait(pm) x set_runtime_suspended(false)",
+                                   {.preemptions = 3}, queue_power_request, end_suspend);
 }
 
 TEST_CASE("what pm_only keeps out holds up no freeze for good") {
@@ -489,6 +589,40 @@ TEST_CASE("a wait for sections ends with them, with the quiesce, or with a cance
       [](auto& s) { s.gate.unquiesce(); });
 }
 
+TEST_CASE("planted bugs are found") {
+  constexpr auto relaxed = std::memory_order_relaxed;
+  constexpr auto release = std::memory_order_release;
+  constexpr auto acq_rel = std::memory_order_acq_rel;
+  const auto freeze_and_destroy = [](auto& s) {
+    if (s.gate->freeze_or_wait(s.freezer) == status::ok) s.destroy();
+  };
+  caught<doomed_by_one<weak_stack<relaxed, acq_rel>>>("a freezer queued without a release",
+                                                      last_exit, freeze_and_destroy);
+  caught<doomed_by_one<weak_stack<release, relaxed>>>("freezers taken without an acquire",
+                                                      last_exit, freeze_and_destroy);
+  caught<suspended_at<walks_first>>("the queue is walked before the change", queue_power_request,
+                                    end_suspend);
+  caught<doomed_by_one<sim_platform>>("destroyed without waiting for the resumption", last_exit,
+                                      [](auto& s) {
+                                        (void)s.gate->freeze_or_wait(s.freezer);
+                                        s.destroy();
+                                      });
+  caught<waiting_at_frozen<without_mutex>>(
+      "a queue without a lock", [](auto& s) { s.gate.unfreeze(); },
+      [](auto& s) { s.cancelled = s.gate.cancel(s.first); });
+  caught<queued_at<sim_platform>>(
+      "a cancel whose answer is not heeded",
+      [](auto& s) {
+        const status queued = s.gate.enter_or_wait(s.first);
+        if (queued == status::in_progress) {
+          (void)s.gate.cancel(s.first);  // resumed already, perhaps: then he is inside
+        } else {
+          s.gate.exit();
+        }
+      },
+      freeze_and_thaw);
+}
+
 }  // TEST_SUITE
 
 TEST_SUITE("interleavings of many gates") {
@@ -496,8 +630,9 @@ TEST_SUITE("interleavings of many gates") {
 TEST_CASE("ranges in opposite orders do not wait for each other") {
   hold_on_all_models<two_gates>("freeze_all x freeze_all backwards", {.preemptions = 2},
                                 freeze_forth, freeze_back);
-  hold_on_all_models<two_gates>("freeze_all x freeze_all backwards x enter", {.preemptions = 1},
-                                freeze_forth, freeze_back, visit_b);
+  hold_by_chance<two_gates>("freeze_all x freeze_all backwards x enter x enter",
+                            {.refused_graces = 1, .schedules = 3000}, freeze_forth, freeze_back,
+                            visit_b, visit_b);
 }
 
 TEST_CASE("ranges in opposite orders, one grace period refused") {
