@@ -191,8 +191,8 @@ TEST_CASE_TEMPLATE("opening a group once too often is reported and changes nothi
 
 TEST_CASE("a group destroyed with members is reported") {
   misuse_log log;
-  alignas(basic_gate_group<single_platform>) unsigned char room[sizeof(
-      basic_gate_group<single_platform>)];
+  alignas(basic_gate_group<single_platform>) unsigned char
+      room[sizeof(basic_gate_group<single_platform>)];
   auto* const group = ::new (room) basic_gate_group<single_platform>;
   const queue<single_platform> a(*group);
 
@@ -269,8 +269,7 @@ TEST_CASE("who joins a frozen group and is refused a grace period is told, and s
   CHECK(log.count() == 0);
 }
 
-TEST_CASE_TEMPLATE("waiters resumed by a freeze of the group may use the group", P,
-                   ALL_PLATFORMS) {
+TEST_CASE_TEMPLATE("waiters resumed by a freeze of the group may use the group", P, ALL_PLATFORMS) {
   const misuse_log log;
   basic_gate_group<P> group;
   queue<P> a(group, gate_start::atomic);

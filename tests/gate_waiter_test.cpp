@@ -378,9 +378,10 @@ TEST_CASE_TEMPLATE("a callback may leave, enter again, and queue itself again", 
   CHECK(log.count() == 0);
 }
 
-TEST_CASE_TEMPLATE("a callback may cancel a waiter behind it; one that is resumed with it is not "
-                   "cancelled any more",
-                   P, ALL_PLATFORMS) {
+TEST_CASE_TEMPLATE(
+    "a callback may cancel a waiter behind it; one that is resumed with it is not "
+    "cancelled any more",
+    P, ALL_PLATFORMS) {
   const misuse_log log;
   basic_freeze_gate<P> g;
   probe_waiter<P> a;
@@ -627,9 +628,10 @@ TEST_CASE_TEMPLATE("a callback of the drain may destroy the gate and its waiter"
   CHECK(log.count() == 0);
 }
 
-TEST_CASE_TEMPLATE("who waits for the drain before anybody freezes is told by the freeze, with no "
-                   "lock held",
-                   P, EVERY_PLATFORM) {
+TEST_CASE_TEMPLATE(
+    "who waits for the drain before anybody freezes is told by the freeze, with no "
+    "lock held",
+    P, EVERY_PLATFORM) {
   const misuse_log log;
   grace().serve_at_once(true);
   for (const gate_start start : {gate_start::percpu, gate_start::atomic}) {

@@ -6,6 +6,7 @@
 #ifndef PMGATE_PMGATE_HPP
 #define PMGATE_PMGATE_HPP
 
+#include <pmgate/block/awaitable.hpp>
 #include <pmgate/block/freeze_gate.hpp>
 #include <pmgate/block/gate_group.hpp>
 #include <pmgate/block/gate_waiter.hpp>

@@ -455,9 +455,9 @@ TEST_CASE("the end of a runtime suspend is not missed by a PM request that queue
 }
 
 TEST_CASE("what pm_only keeps out holds up no freeze for good") {
-  hold_on_all_models<pm_only_at>("enter_or_wait x clear_pm_only x freeze", {.preemptions = 2},
-                                 queue_and_enter, [](auto& s) { s.gate.clear_pm_only(); },
-                                 queue_freeze_and_thaw);
+  hold_on_all_models<pm_only_at>(
+      "enter_or_wait x clear_pm_only x freeze", {.preemptions = 2}, queue_and_enter,
+      [](auto& s) { s.gate.clear_pm_only(); }, queue_freeze_and_thaw);
 }
 
 TEST_CASE("death is not missed by who queues") {
@@ -561,16 +561,16 @@ TEST_CASE("the last section resumes who waits, and he may destroy the gate") {
 }
 
 TEST_CASE("a wait for sections ends with them, with the quiesce, or with a cancel") {
-  hold_on_all_models<quiescing>(
-      "end x quiesce_or_wait, cancel", {.preemptions = 3}, end_section, [](auto& s) {
-        const status queued = s.gate.quiesce_or_wait(s.first);
-        if (queued == status::in_progress && s.gate.cancel(s.first)) {
-          sim::expect(s.first.resumed() == 0, "cancelled, and resumed");
-        } else if (s.first.outcome(queued) == status::ok) {
-          s.data.write(1);
-        }
-        s.gate.unquiesce();
-      });
+  hold_on_all_models<quiescing>("end x quiesce_or_wait, cancel", {.preemptions = 3}, end_section,
+                                [](auto& s) {
+                                  const status queued = s.gate.quiesce_or_wait(s.first);
+                                  if (queued == status::in_progress && s.gate.cancel(s.first)) {
+                                    sim::expect(s.first.resumed() == 0, "cancelled, and resumed");
+                                  } else if (s.first.outcome(queued) == status::ok) {
+                                    s.data.write(1);
+                                  }
+                                  s.gate.unquiesce();
+                                });
   hold_on_all_models<quiescing>(
       "end x quiesce_or_wait x quiesce_nowait, unquiesce", {.preemptions = 2}, end_section,
       [](auto& s) {
@@ -637,8 +637,7 @@ TEST_CASE("ranges in opposite orders do not wait for each other") {
 
 TEST_CASE("ranges in opposite orders, one grace period refused") {
   hold_on_all_models<two_gates>("freeze_all x freeze_all backwards, refused",
-                                {.preemptions = 2, .refused_graces = 1}, freeze_forth,
-                                freeze_back);
+                                {.preemptions = 2, .refused_graces = 1}, freeze_forth, freeze_back);
 }
 
 TEST_CASE("a gate of a batch is opened by another before the batch is asked for") {
@@ -650,9 +649,9 @@ TEST_CASE("a gate of a batch is opened by another before the batch is asked for"
 }
 
 TEST_CASE("nobody is inside a gate that joined behind a freeze of the group") {
-  hold_on_all_models<grouped>("join, enter, leave x freeze", {.preemptions = 2},
-                              [](auto& s) { s.come_and_go(); },
-                              freeze_group);
+  hold_on_all_models<grouped>(
+      "join, enter, leave x freeze", {.preemptions = 2}, [](auto& s) { s.come_and_go(); },
+      freeze_group);
 }
 
 }  // TEST_SUITE

@@ -18,7 +18,9 @@ template <class P>
 class probe_waiter : public pmgate::basic_gate_waiter<P> {
  public:
   probe_waiter() : pmgate::basic_gate_waiter<P>(&note) {}
-  explicit probe_waiter(std::function<void()> then) : probe_waiter() { on_resume = std::move(then); }
+  explicit probe_waiter(std::function<void()> then) : probe_waiter() {
+    on_resume = std::move(then);
+  }
 
   /// Runs in the callback, as its last step: the waiter may be destroyed by it.
   std::function<void()> on_resume;

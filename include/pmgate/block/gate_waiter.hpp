@@ -14,7 +14,7 @@
 #include <cstdint>
 
 #include <pmgate/block/enter_flags.hpp>
-#include <pmgate/platform/concept.hpp>
+#include <pmgate/platform.hpp>
 #include <pmgate/status.hpp>
 
 namespace pmgate {
@@ -40,7 +40,9 @@ class basic_quiesce_gate;
 /// Threads:  at one gate at a time; cancel() may race with the resumption, not with
 ///           queueing it again.
 /// Callbacks: run once, outside every lock of the library, in whichever call ended
-///           the wait. They must not block.
+///           the wait. They must not block, so not unfreeze() another gate whose grace
+///           period may not be over. They may destroy the gate if no other thread may be
+///           in a call of it; a cancel() that comes too late is such a call.
 /// Misuse:   goes to Platform::misuse().
 template <platform Platform>
 class basic_gate_waiter : private grace_callback {
@@ -103,6 +105,8 @@ class basic_gate_waiter : private grace_callback {
   bool graced_ = false;
   bool cancelled_ = false;
 };
+
+using gate_waiter = basic_gate_waiter<default_platform>;
 
 }  // namespace pmgate
 

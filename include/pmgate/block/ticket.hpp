@@ -23,9 +23,7 @@ class [[nodiscard]] basic_ticket {
   /// Holds nothing.
   basic_ticket() noexcept = default;
   /// Holds an entry that the caller has, from enter(), get() or a resumed waiter.
-  [[nodiscard]] static basic_ticket adopt(Gate& entered) noexcept {
-    return basic_ticket(&entered);
-  }
+  [[nodiscard]] static basic_ticket adopt(Gate& entered) noexcept { return basic_ticket(&entered); }
   basic_ticket(basic_ticket&& other) noexcept : gate_(std::exchange(other.gate_, nullptr)) {}
   basic_ticket& operator=(basic_ticket&& other) noexcept {
     if (this != &other) {
