@@ -39,7 +39,8 @@ static_assert(std::is_nothrow_default_constructible_v<pmgate::gate_group>);
 
 namespace {
 
-/// A queue, as a group sees it.
+/// A queue, as a group sees it. Those of the tests are on the heap: ThreadSanitizer takes a
+/// mutex of one test for that of another at the same place of the stack.
 template <class P>
 struct queue {
   explicit queue(basic_gate_group<P>& group, gate_start start = gate_start::percpu)
@@ -69,9 +70,12 @@ TEST_SUITE("gate_group") {
 
 TEST_CASE_TEMPLATE("members are frozen and opened together", P, ALL_PLATFORMS) {
   const misuse_log log;
-  basic_gate_group<P> group;
-  queue<P> a(group);
-  queue<P> b(group);
+  const auto made = std::make_unique<basic_gate_group<P>>();
+  basic_gate_group<P>& group = *made;
+  const auto a_made = std::make_unique<queue<P>>(group);
+  queue<P>& a = *a_made;
+  const auto b_made = std::make_unique<queue<P>>(group);
+  queue<P>& b = *b_made;
   CHECK(a.place.joined() == status::ok);
 
   REQUIRE(group.freeze() == status::ok);
@@ -89,9 +93,12 @@ TEST_CASE_TEMPLATE("members are frozen and opened together", P, ALL_PLATFORMS) {
 
 TEST_CASE_TEMPLATE("members are quiesced and opened together", P, ALL_PLATFORMS) {
   const misuse_log log;
-  basic_gate_group<P> group;
-  queue<P> a(group);
-  queue<P> b(group);
+  const auto made = std::make_unique<basic_gate_group<P>>();
+  basic_gate_group<P>& group = *made;
+  const auto a_made = std::make_unique<queue<P>>(group);
+  queue<P>& a = *a_made;
+  const auto b_made = std::make_unique<queue<P>>(group);
+  queue<P>& b = *b_made;
 
   REQUIRE(group.quiesce() == status::ok);
   CHECK(group.quiesce_depth() == 1);
@@ -110,12 +117,14 @@ TEST_CASE_TEMPLATE("members are quiesced and opened together", P, ALL_PLATFORMS)
 TEST_CASE_TEMPLATE("who joins while the group is closed is born closed, as often", P,
                    ALL_PLATFORMS) {
   const misuse_log log;
-  basic_gate_group<P> group;
+  const auto made = std::make_unique<basic_gate_group<P>>();
+  basic_gate_group<P>& group = *made;
   REQUIRE(group.freeze() == status::ok);
   REQUIRE(group.freeze() == status::ok);
   REQUIRE(group.quiesce() == status::ok);
 
-  queue<P> late(group);
+  const auto late_made = std::make_unique<queue<P>>(group);
+  queue<P>& late = *late_made;
 
   CHECK(late.place.joined() == status::ok);
   CHECK(late.door.is_frozen());
@@ -132,10 +141,12 @@ TEST_CASE_TEMPLATE("who joins while the group is closed is born closed, as often
 
 TEST_CASE_TEMPLATE("who leaves a closed group is open", P, ALL_PLATFORMS) {
   const misuse_log log;
-  basic_gate_group<P> group;
+  const auto made = std::make_unique<basic_gate_group<P>>();
+  basic_gate_group<P>& group = *made;
   basic_freeze_gate<P> door;
   basic_quiesce_gate<P> dispatch;
-  queue<P> stays(group);
+  const auto stays_made = std::make_unique<queue<P>>(group);
+  queue<P>& stays = *stays_made;
   {
     const typename basic_gate_group<P>::member place(group, &door, &dispatch);
     const queue<P> last(group);
@@ -156,7 +167,8 @@ TEST_CASE_TEMPLATE("who leaves a closed group is open", P, ALL_PLATFORMS) {
 
 TEST_CASE_TEMPLATE("a member may have one gate only", P, ALL_PLATFORMS) {
   const misuse_log log;
-  basic_gate_group<P> group;
+  const auto made = std::make_unique<basic_gate_group<P>>();
+  basic_gate_group<P>& group = *made;
   basic_freeze_gate<P> door;
   basic_quiesce_gate<P> dispatch;
   const typename basic_gate_group<P>::member first(group, &door);
@@ -176,8 +188,10 @@ TEST_CASE_TEMPLATE("a member may have one gate only", P, ALL_PLATFORMS) {
 TEST_CASE_TEMPLATE("opening a group once too often is reported and changes nothing", P,
                    ALL_PLATFORMS) {
   misuse_log log;
-  basic_gate_group<P> group;
-  queue<P> a(group);
+  const auto made = std::make_unique<basic_gate_group<P>>();
+  basic_gate_group<P>& group = *made;
+  const auto a_made = std::make_unique<queue<P>>(group);
+  queue<P>& a = *a_made;
 
   group.unfreeze();
   CHECK(log.take() == 1);
@@ -204,7 +218,8 @@ TEST_CASE("a group destroyed with members is reported") {
 
 TEST_CASE("a freeze of the group takes one grace period, a nested one none") {
   const misuse_log log;
-  basic_gate_group<deferred_platform> group;
+  const auto made = std::make_unique<basic_gate_group<deferred_platform>>();
+  basic_gate_group<deferred_platform>& group = *made;
   std::vector<std::unique_ptr<queue<deferred_platform>>> queues;
   for (int i = 0; i < 100; ++i) {
     queues.push_back(std::make_unique<queue<deferred_platform>>(group));
@@ -228,10 +243,14 @@ TEST_CASE("a freeze of the group takes one grace period, a nested one none") {
 
 TEST_CASE("a refused freeze of the group leaves nothing changed") {
   const misuse_log log;
-  basic_gate_group<deferred_platform> group;
-  queue<deferred_platform> atomic(group, gate_start::atomic);
-  queue<deferred_platform> a(group);
-  queue<deferred_platform> b(group);
+  const auto made = std::make_unique<basic_gate_group<deferred_platform>>();
+  basic_gate_group<deferred_platform>& group = *made;
+  const auto atomic_made = std::make_unique<queue<deferred_platform>>(group, gate_start::atomic);
+  queue<deferred_platform>& atomic = *atomic_made;
+  const auto a_made = std::make_unique<queue<deferred_platform>>(group);
+  queue<deferred_platform>& a = *a_made;
+  const auto b_made = std::make_unique<queue<deferred_platform>>(group);
+  queue<deferred_platform>& b = *b_made;
   probe_waiter<deferred_platform> drained;
   REQUIRE(atomic.door.drained_or_wait(drained) == status::in_progress);
   grace().refuse(1);
@@ -254,12 +273,14 @@ TEST_CASE("a refused freeze of the group leaves nothing changed") {
 
 TEST_CASE("who joins a frozen group and is refused a grace period is told, and stays open") {
   const misuse_log log;
-  basic_gate_group<deferred_platform> group;
+  const auto made = std::make_unique<basic_gate_group<deferred_platform>>();
+  basic_gate_group<deferred_platform>& group = *made;
   grace().serve_at_once(true);
   REQUIRE(group.freeze() == status::ok);
   grace().refuse(1);
 
-  queue<deferred_platform> late(group);
+  const auto late_made = std::make_unique<queue<deferred_platform>>(group);
+  queue<deferred_platform>& late = *late_made;
 
   CHECK(late.place.joined() == status::not_permitted);
   CHECK(late.enterable());
@@ -271,9 +292,12 @@ TEST_CASE("who joins a frozen group and is refused a grace period is told, and s
 
 TEST_CASE_TEMPLATE("waiters resumed by a freeze of the group may use the group", P, ALL_PLATFORMS) {
   const misuse_log log;
-  basic_gate_group<P> group;
-  queue<P> a(group, gate_start::atomic);
-  queue<P> b(group);
+  const auto made = std::make_unique<basic_gate_group<P>>();
+  basic_gate_group<P>& group = *made;
+  const auto a_made = std::make_unique<queue<P>>(group, gate_start::atomic);
+  queue<P>& a = *a_made;
+  const auto b_made = std::make_unique<queue<P>>(group);
+  queue<P>& b = *b_made;
   probe_waiter<P> drained([&] { group.unfreeze(); });
   REQUIRE(a.door.drained_or_wait(drained) == status::in_progress);
 
@@ -287,24 +311,28 @@ TEST_CASE_TEMPLATE("waiters resumed by a freeze of the group may use the group",
 
 TEST_CASE_TEMPLATE("freeze and quiesce wait for the members", P, THREADED_PLATFORMS) {
   const misuse_log log;
-  basic_gate_group<P> group;
-  queue<P> a(group);
-  queue<P> b(group);
-  int written = 0;
+  const auto made = std::make_unique<basic_gate_group<P>>();
+  basic_gate_group<P>& group = *made;
+  const auto a_made = std::make_unique<queue<P>>(group);
+  queue<P>& a = *a_made;
+  const auto b_made = std::make_unique<queue<P>>(group);
+  queue<P>& b = *b_made;
+  int left = 0;
+  int ended = 0;
   REQUIRE(b.door.enter() == status::ok);
   REQUIRE(a.dispatch.try_dispatch());
   worker closer([&] {
     CHECK(group.freeze() == status::ok);
-    CHECK(written == 1);
+    CHECK(left == 1);
     CHECK(group.quiesce() == status::ok);
-    CHECK(written == 2);
+    CHECK(ended == 1);
   });
 
   CHECK(closer.is_blocked());
-  written = 1;
+  left = 1;
   b.door.exit();
   CHECK(closer.is_blocked());
-  written = 2;
+  ended = 1;
   a.dispatch.end_dispatch();
   closer.join();
 
@@ -316,7 +344,8 @@ TEST_CASE_TEMPLATE("freeze and quiesce wait for the members", P, THREADED_PLATFO
 TEST_CASE_TEMPLATE("members come and go while the group is closed and opened", P,
                    THREADED_PLATFORMS) {
   const misuse_log log;
-  basic_gate_group<P> group;
+  const auto made = std::make_unique<basic_gate_group<P>>();
+  basic_gate_group<P>& group = *made;
   std::atomic<bool> closed{false};
   std::atomic<int> intruders{0};
   {
