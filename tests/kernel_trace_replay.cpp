@@ -30,6 +30,7 @@
 #include "kernel_trace_replay/recorder.hpp"
 #include "kernel_trace_replay/ref_room.hpp"
 #include "kernel_trace_replay/scheduler.hpp"
+#include "kernel_trace_replay/scsi_room.hpp"
 #include "kernel_trace_replay/trace_file.hpp"
 #include "kernel_trace_replay/trace_platform.hpp"
 
@@ -65,6 +66,7 @@ class world {
  public:
   explicit world(const std::string& file) : file_(file) {
     trace_platform::on_misuse() = [this](const char* text) { recorder_.report(text); };
+    trace_platform::on_trace() = [this](const char* text) { recorder_.notice(text); };
   }
 
   outcome replay(const window& w) {
@@ -87,9 +89,11 @@ class world {
   /// Destroys the objects.  Returns: false if somebody still uses them.
   bool finish() {
     trace_platform::on_misuse() = nullptr;
+    trace_platform::on_trace() = nullptr;
     if (!pending_.empty() || !scheduler_.rcu.idle() || spins()) return false;
     bool done = false;
     scheduler_.start(scheduler_.find("(end)"), [this, &done] {
+      scsi_.clear();
       queues_.clear();
       refs_.clear();
       done = true;
@@ -106,6 +110,8 @@ class world {
       if (!scheduler_.rcu.unlock(op.actor)) recorder_.event("rcu_read_unlock without a lock");
     } else if (op.name == "synchronize_rcu") {
       (void)trace_platform::synchronize();
+    } else if (scsi_.handles(op)) {
+      return scsi_.execute(op);
     } else if (op.name.starts_with("percpu_ref_") && !queues_.has(op.args[0])) {
       return refs_.execute(op);
     } else {
@@ -126,6 +132,7 @@ class world {
     }
     refs_.print_changes(got.states);
     queues_.print_changes(got.states);
+    scsi_.print_changes(got.states);
     return got;
   }
 
@@ -134,6 +141,7 @@ class world {
   recorder recorder_;
   ref_room refs_{recorder_};
   queue_room queues_{recorder_};
+  scsi_room scsi_{recorder_};
   std::map<std::string, std::string> pending_;  // the results of those who are in an operation
 };
 
@@ -178,7 +186,7 @@ std::string difference(const std::string& file, const window& w,
     std::sort(wanted.begin(), wanted.end());
     std::sort(got.begin(), got.end());
   }
-  if (wanted == got) return "";
+  if (wanted == got || by_device(wanted) == by_device(got)) return "";
   std::size_t at = 0;
   while (at < wanted.size() && at < got.size() && wanted[at] == got[at]) ++at;
   const std::size_t line = ordered && at < expected.size() ? expected[at].number : w.issue.number;

@@ -9,6 +9,7 @@
 #ifndef PMGATE_TESTS_KERNEL_TRACE_REPLAY_DEPARTURES_HPP
 #define PMGATE_TESTS_KERNEL_TRACE_REPLAY_DEPARTURES_HPP
 
+#include <algorithm>
 #include <array>
 #include <set>
 #include <string>
@@ -22,7 +23,7 @@ struct departure {
   std::string_view reason;
 };
 
-inline constexpr std::array<departure, 10> departures = {{
+inline constexpr std::array<departure, 11> departures = {{
     {"warn-once",
      "The kernel warns once per place, the library reports each time: repeated reports of a "
      "place are not compared."},
@@ -55,7 +56,26 @@ inline constexpr std::array<departure, 10> departures = {{
      "The dispatch of a BLOCKING tag set has a grace period of its own, which plain readers do not "
      "hold up; the library counts its sections, and a platform has one grace period. Where such "
      "a queue is quiesced the replayer has readers hold up nothing."},
+    {"device-order",
+     "Which of several devices of a host has its queue run first is specified nowhere, and with "
+     "timed runs depends on the clock: events of different devices have no order."},
 }};
+
+/// Departure device-order: the events in their order, but device by device.
+inline std::vector<std::string> by_device(std::vector<std::string> events) {
+  const auto device_of = [](const std::string& event) -> std::string_view {
+    for (const std::string_view what : {"! queuecommand d", "! pm_request_resume d"}) {
+      if (!event.starts_with(what)) continue;
+      const std::string_view rest = std::string_view(event).substr(what.size());
+      return rest.substr(0, rest.find(' '));
+    }
+    return {};
+  };
+  std::stable_sort(events.begin(), events.end(), [&](const auto& a, const auto& b) {
+    return device_of(a) < device_of(b);
+  });
+  return events;
+}
 
 /// Turns what the library reports into the kernel's warnings.
 class warnings {
@@ -68,7 +88,7 @@ class warnings {
       std::string_view place;
       bool percpu_only = false;
     };
-    static constexpr std::array<entry, 9> table = {{
+    static constexpr std::array<entry, 12> table = {{
         {"percpu_ref: more references were put", "lib/percpu-refcount.c:197"},
         {"kill() of a percpu_ref that is dying", "lib/percpu-refcount.c:390"},
         {"reinit() of a percpu_ref that is not at zero", "lib/percpu-refcount.c:443"},
@@ -78,6 +98,9 @@ class warnings {
         {"unquiesce() of a gate that is not quiesced", "block/blk-mq.c:349"},
         {"pre_runtime_suspend() of a device that is not active", "block/blk-pm.c:69"},
         {"clear_pm_only() without set_pm_only()", "block/blk-core.c:242"},
+        {"scsi: ordinary command in a quiesced device", "drivers/scsi/scsi_lib.c:1361"},
+        {"quiesce() of a device that another thread", "drivers/scsi/scsi_lib.c:2776"},
+        {"scsi: a device cannot be blocked", "drivers/scsi/scsi_lib.c:2945"},
     }};
     std::vector<std::string> places;
     bool known = false;

@@ -13,6 +13,7 @@
 #include <string_view>
 #include <vector>
 
+#include "scsi_grammar.hpp"
 #include "trace_file.hpp"
 
 namespace replay {
@@ -114,6 +115,7 @@ class grammar {
   }
 
   std::string problem_with(const operation& op) {
+    if (scsi_.knows(op)) return scsi_.problem_with(op);
     const auto found = shapes().find(op.name);
     if (found == shapes().end()) return "unknown operation " + op.name;
     const auto& [args, options] = found->second;
@@ -209,6 +211,7 @@ class grammar {
   std::set<std::string> refs_;
   std::set<std::string> queues_;
   std::set<std::string> requests_;
+  scsi_grammar scsi_;
 };
 
 }  // namespace replay

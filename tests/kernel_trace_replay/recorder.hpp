@@ -35,6 +35,12 @@ class recorder {
     ++reports_;
     for (const auto& place : warnings_.places_of(text, percpu)) event("WARN " + place);
   }
+  /// An event of which the kernel warns; the library goes on.
+  void notice(const char* text) {
+    for (const auto& place : warnings_.places_of(text, false)) {
+      if (!place.starts_with("(library) ")) event("WARN " + place);
+    }
+  }
   [[nodiscard]] const std::vector<std::string>& events() const { return events_; }
   /// How often the library has reported misuse in this window.
   [[nodiscard]] int reports() const { return reports_; }

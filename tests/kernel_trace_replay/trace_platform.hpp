@@ -229,6 +229,12 @@ struct trace_platform {
     return target;
   }
 
+  /// Where events go meanwhile.
+  static std::function<void(const char*)>& on_trace() {
+    static std::function<void(const char*)> target;
+    return target;
+  }
+
   [[nodiscard]] static bool after_grace_period(pmgate::grace_callback& first) noexcept {
     scheduler::get().rcu.call(first);
     return true;
@@ -254,6 +260,10 @@ struct trace_platform {
   [[nodiscard]] static thread_id this_thread() noexcept { return scheduler::get().current(); }
   static void misuse(const char* text) noexcept {
     if (on_misuse()) on_misuse()(text);
+  }
+  /// The kernel warns of some events, and of the others it says nothing.
+  static void trace(const char* event, const void*) noexcept {
+    if (on_trace()) on_trace()(event);
   }
 };
 

@@ -92,6 +92,10 @@ class basic_device {
   /// Returns: ok; invalid, and nothing changed.  Blocks: no.
   /// Kernel: scsi_device_set_state() under state_mutex.
   status set_state(device_state to) noexcept;
+  /// Assigns the state whatever the table says; touches nothing else.
+  ///
+  /// Kernel: an assignment to sdev_state under state_mutex.
+  void force_state(device_state to) noexcept;
 
   /// Lets only privileged commands in, waits until nobody is inside, and sets QUIESCE.
   ///
@@ -377,6 +381,12 @@ template <platform Platform>
 status basic_device<Platform>::set_state(device_state to) noexcept {
   const scoped_lock guard(state_lock_);
   return change_state(to);
+}
+
+template <platform Platform>
+void basic_device<Platform>::force_state(device_state to) noexcept {
+  const scoped_lock guard(state_lock_);
+  assign_state(to);
 }
 
 /// The state comes last: what is inside legitimately must not meet it. The grace

@@ -98,7 +98,11 @@ class basic_host {
   /// Unblocks the devices of the target, all of them, whatever each says.
   ///
   /// Blocks: no.  Kernel: scsi_target_unblock().
-  void target_unblock(target_type& which, device_state new_state) noexcept;
+  void target_unblock(target_type& which, device_state new_state) noexcept {
+    unblock_all_of(&which, new_state);
+  }
+  /// The same for all targets.
+  void targets_unblock(device_state new_state) noexcept { unblock_all_of(nullptr, new_state); }
   /// Quiesces the devices of the target, one after another, whatever each says.
   ///
   /// Blocks: as basic_device::quiesce().  Kernel: scsi_target_quiesce().
@@ -113,6 +117,8 @@ class basic_host {
   /// Returns: ok; invalid, and nothing changed.  Blocks: no.
   /// Kernel: scsi_host_set_state().
   status set_state(host_state to) noexcept;
+  /// Assigns the state whatever the table says.  Kernel: an assignment to shost_state.
+  void force_state(host_state to) noexcept;
 
   /// Holds every command until end_recovery(): RECOVERY, else CANCEL_RECOVERY.
   ///
@@ -167,6 +173,7 @@ class basic_host {
   status for_each(filter_fn wanted, Visit visit) noexcept;
 
   status block_all_of(target_type* which) noexcept;
+  void unblock_all_of(target_type* which, device_state new_state) noexcept;
   status wait_blocked() noexcept;
   void run_queues() noexcept;
   bool take() noexcept;
@@ -289,7 +296,10 @@ status basic_host<Platform>::block_all_of(target_type* which) noexcept {
   (void)for_each(&is_gettable, [which, &result](device_type& entry) {
     if (which != nullptr && &entry.target() != which) return status::ok;
     const status blocked = entry.block_nowait();
-    if (blocked != status::ok) result = blocked;
+    if (blocked != status::ok) {
+      trace_event<Platform>("scsi: a device cannot be blocked", &entry);
+      result = blocked;
+    }
     return status::ok;
   });
   const status waited = wait_blocked();
@@ -297,9 +307,9 @@ status basic_host<Platform>::block_all_of(target_type* which) noexcept {
 }
 
 template <platform Platform>
-void basic_host<Platform>::target_unblock(target_type& which, device_state new_state) noexcept {
-  (void)for_each(&is_gettable, [&which, new_state](device_type& entry) {
-    if (&entry.target() == &which) (void)entry.unblock(new_state);
+void basic_host<Platform>::unblock_all_of(target_type* which, device_state new_state) noexcept {
+  (void)for_each(&is_gettable, [which, new_state](device_type& entry) {
+    if (which == nullptr || &entry.target() == which) (void)entry.unblock(new_state);
     return status::ok;
   });
 }
@@ -364,6 +374,13 @@ template <platform Platform>
 status basic_host<Platform>::set_state(host_state to) noexcept {
   const scoped_lock guard(state_lock_);
   return change_state(to);
+}
+
+template <platform Platform>
+void basic_host<Platform>::force_state(host_state to) noexcept {
+  const scoped_lock guard(state_lock_);
+  // [host.force] release: pairs with [host.state].
+  state_.store(to, std::memory_order_release);
 }
 
 template <platform Platform>
