@@ -37,6 +37,8 @@ enum class command_flags : std::uint8_t {
 
 template <platform Platform>
 class basic_device;
+template <platform Platform>
+class basic_error_handler;
 
 /// One command; see basic_request for its life.
 ///
@@ -58,8 +60,15 @@ class basic_command : public basic_request<Platform> {
   /// The result word: 0, or what the driver reported, or why it did not get there.
   [[nodiscard]] int result_word() const noexcept { return result_word_; }
 
+  /// Bytes of the command itself; one that is too long for the host ends with DID_ABORT.
+  ///
+  /// Precondition: it is the user's.  Kernel: cmd_len.
+  void set_size(unsigned bytes) noexcept { size_ = bytes; }
+  [[nodiscard]] unsigned size() const noexcept { return size_; }
+
  private:
   friend class basic_device<Platform>;
+  friend class basic_error_handler<Platform>;
   static void on_end(basic_request<Platform>& request) noexcept {
     auto& self = static_cast<basic_command&>(request);
     if (self.done_ != nullptr) self.done_(self);
@@ -67,7 +76,10 @@ class basic_command : public basic_request<Platform> {
 
   done_fn done_;
   basic_device<Platform>* device_ = nullptr;
+  typename Platform::wait_word* handled_ = nullptr;  // where an error handler waits for it
+  basic_command* next_failed_ = nullptr;             // the error handler's list
   int result_word_ = 0;
+  unsigned size_ = 0;
   bool fail_if_recovering_ = false;
 };
 

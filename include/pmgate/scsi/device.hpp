@@ -28,11 +28,18 @@ namespace pmgate::scsi {
 
 template <platform Platform>
 class basic_host;
+template <platform Platform>
+class basic_error_handler;
+namespace detail {
+template <platform Platform>
+class device_list;
+}  // namespace detail
 
 /// How much a device takes.
 struct device_limits {
   int depth = 32;      ///< commands the driver has at a time
   unsigned tags = 64;  ///< commands that have entered; who comes later waits inside
+  int max_blocked = 3;  ///< where the countdown after "device busy" begins
 };
 
 /// SCSI device: states, quiesce and block, dispatch in the midlayer's order.
@@ -43,8 +50,6 @@ struct device_limits {
 ///           are one step, under a mutex of the device.
 /// Blocking: quiesce(), remove(), execute() and, without nowait, submit().
 /// Misuse:   goes to Platform::misuse() and has no effect, quiesce() excepted.
-/// Limits:   no error handler commands, no single_lun; a command that waits for another
-///           device's completion is offered again after 3 ms, not from a starved list.
 template <platform Platform>
 class basic_device {
  public:
@@ -52,6 +57,8 @@ class basic_device {
   using host_type = basic_host<Platform>;
   using target_type = basic_target<Platform>;
   using queue_type = basic_request_queue<Platform>;
+  /// Has the upper driver let go of a device that is being removed.
+  using unbind_fn = void (*)(basic_device& which, void* context) noexcept;
 
   /// Starts in state created, at the end of the host's list. The work queue does the
   /// asynchronous runs; it must not be one that is frozen while the device is used.
@@ -135,9 +142,22 @@ class basic_device {
 
   /// Removes the device: what is held fails, nobody gets in any more.
   ///
-  /// A second call does nothing.
+  /// unbind, if there is one, is called while the device is in CANCEL and takes
+  /// privileged commands still; a blocked device is in DEL by then. A second call does
+  /// nothing.
   /// Blocks: until nobody is inside.  Kernel: scsi_remove_device().
-  void remove() noexcept;
+  void remove(unbind_fn unbind = nullptr, void* context = nullptr) noexcept;
+
+  /// Ends the scan of the device: RUNNING, else BLOCK.
+  ///
+  /// Returns: ok; invalid, and nothing changed.  Blocks: no.  Kernel: scsi_add_lun().
+  status finish_scan() noexcept;
+
+  /// Whether the device may be asked for its size and the like.
+  ///
+  /// Returns: ok; again unless it is RUNNING and open to everybody: who resumes a system
+  /// would wait for himself.  Blocks: no.  Kernel: scsi_rescan_device().
+  [[nodiscard]] status check_rescan() const noexcept;
 
   // -- queries; what they say may be over when they return
 
@@ -155,36 +175,60 @@ class basic_device {
   [[nodiscard]] int blocked() const noexcept { return count_.blocked(); }
   /// Commands the driver has.
   [[nodiscard]] int busy() const noexcept { return count_.busy(); }
+  /// Commands the driver was offered and did not refuse.  Kernel: iorequest_cnt.
+  [[nodiscard]] std::uint32_t sent() const noexcept {
+    // [sent.read] relaxed: a number, not a message.
+    return sent_.load(std::memory_order_relaxed);
+  }
   [[nodiscard]] host_type& host() const noexcept { return host_; }
   [[nodiscard]] target_type& target() const noexcept { return target_; }
   [[nodiscard]] queue_type& queue() noexcept { return queue_; }
 
  private:
   friend class basic_host<Platform>;
+  friend class basic_error_handler<Platform>;
+  friend class detail::device_list<Platform>;
   using request_type = basic_request<Platform>;
   using countdown = detail::busy_countdown<Platform>;
 
+  static constexpr scsi_generation newest = scsi_generation::v6_12;
   static dispatch_status on_request(queue_type& queue, request_type& request) noexcept;
   dispatch_status dispatch(command_type& item) noexcept;
   dispatch_status check_state(const command_type& item) noexcept;
   dispatch_status send(command_type& item) noexcept;
   dispatch_status hand_over(command_type& item) noexcept;
-  void finish(command_type& item, int result_word) noexcept;
+  void finish(command_type& item, int result_word, status outcome = status::ok) noexcept;
   status prepare(command_type& item, command_flags flags) noexcept;
   status change_state(device_state to) noexcept;
   void assign_state(device_state to) noexcept;
   void start_queue() noexcept;
+  status block_locked() noexcept;
+  status block_undoably() noexcept;
+  void end_undoably(bool undo) noexcept;
+  void start_blocked(device_state new_state) noexcept;
+
+  /// What a block that may be undone has found.
+  struct undo {
+    bool valid = false;
+    bool stopped = false;
+    device_state before{};
+    device_state after{};
+  };
 
   host_type& host_;
   target_type& target_;
   typename Platform::template atomic<device_state> state_{device_state::created};
   typename Platform::template atomic<bool> offline_reported_{false};
+  typename Platform::template atomic<std::uint32_t> sent_{0};
   countdown count_;
   queue_type queue_;
-  typename Platform::mutex state_lock_;  // state_'s writers and the next two
+  typename Platform::mutex state_lock_;  // state_'s writers and the next three
   typename Platform::thread_id quiesced_by_{};
   bool stopped_ = false;
-  basic_device* next_ = nullptr;  // this and the rest: under the host's lock
+  undo undo_;
+  basic_device* next_ = nullptr;  // this and the rest: under the lock of the host's list
+  basic_device* next_starved_ = nullptr;
+  bool starved_ = false;
   unsigned walkers_ = 0;
   bool leaving_ = false;
 };
@@ -197,165 +241,14 @@ basic_device<Platform>::basic_device(host_type& adapter, target_type& behind,
                                      gate_start start) noexcept
     : host_(adapter),
       target_(behind),
-      count_(limits.depth, 3),
+      count_(limits.depth, limits.max_blocked),
       queue_(typename queue_type::ops_type{&on_request, this}, works, limits.tags, start) {
-  host_.attach(*this);
+  host_.devices_.attach(*this);
 }
 
 template <platform Platform>
 basic_device<Platform>::~basic_device() {
-  host_.detach(*this);
-}
-
-// -- commands
-
-/// Enters and fills in the command. Before 5.11 what is special passes as PM does now.
-template <platform Platform>
-status basic_device<Platform>::prepare(command_type& item, command_flags flags) noexcept {
-  const bool special_passes = host_.generation() != scsi_generation::v6_12;
-  const bool privileged =
-      has(flags, command_flags::pm) || (special_passes && has(flags, command_flags::special));
-  enter_flags entry = enter_flags::none;
-  if (privileged) entry = entry | enter_flags::pm;
-  if (has(flags, command_flags::nowait)) entry = entry | enter_flags::nowait;
-  const status entered = queue_.alloc(item, entry);
-  if (entered != status::ok) return entered;
-  item.device_ = this;
-  item.result_word_ = 0;
-  item.fail_if_recovering_ = has(flags, command_flags::fail_if_recovering);
-  return status::ok;
-}
-
-template <platform Platform>
-status basic_device<Platform>::execute(command_type& item, command_flags flags) noexcept {
-  const status entered = prepare(item, flags);
-  if (entered != status::ok) return entered;
-  return queue_.execute(item, true) == status::again ? status::again : status::ok;
-}
-
-template <platform Platform>
-status basic_device<Platform>::submit(command_type& item, command_flags flags) noexcept {
-  const status entered = prepare(item, flags);
-  if (entered == status::ok) queue_.execute_nowait(item);
-  return entered;
-}
-
-template <platform Platform>
-void basic_device<Platform>::complete(command_type& item, int result_word) noexcept {
-  target_.give();
-  host_.count_.give();
-  count_.give();
-  const int status_byte = result_word & 0xff;
-  if (status_byte == status_busy || status_byte == status_task_set_full) {
-    count_.start_countdown();
-    queue_.requeue(item);
-    return;
-  }
-  count_.end_countdown();
-  target_.count_.end_countdown();
-  host_.count_.end_countdown();
-  if (status_byte == status_reservation_conflict) result_word |= 0x100;
-  finish(item, result_word);
-}
-
-template <platform Platform>
-void basic_device<Platform>::finish(command_type& item, int result_word) noexcept {
-  item.result_word_ = result_word;
-  queue_.complete(item, result_word == 0 ? status::ok : status::io_error);
-}
-
-// -- dispatch
-
-template <platform Platform>
-dispatch_status basic_device<Platform>::on_request(queue_type& queue,
-                                                   request_type& request) noexcept {
-  return static_cast<basic_device*>(queue.context())->dispatch(static_cast<command_type&>(request));
-}
-
-/// Device, state and beyond; a blocked device is not asked again by the clock.
-template <platform Platform>
-dispatch_status basic_device<Platform>::dispatch(command_type& item) noexcept {
-  const typename countdown::answer room = count_.try_take();
-  if (room == countdown::answer::wait) return dispatch_status::dev_resource;
-  if (room == countdown::answer::later) {
-    return is_blocked(state()) ? dispatch_status::dev_resource : dispatch_status::resource;
-  }
-  dispatch_status answer = check_state(item);
-  if (answer == dispatch_status::ok) answer = send(item);
-  if (answer == dispatch_status::ok) return answer;  // the item may be gone
-  count_.give();
-  if (answer == dispatch_status::io_error) {
-    item.result_word_ = is_online(state()) ? did_error : did_no_connect;
-    return answer;
-  }
-  return is_blocked(state()) ? dispatch_status::dev_resource : dispatch_status::resource;
-}
-
-/// The first of two looks at the state; hand_over() takes the second.
-template <platform Platform>
-dispatch_status basic_device<Platform>::check_state(const command_type& item) noexcept {
-  using enum device_state;
-  switch (state()) {
-    case running: return dispatch_status::ok;
-    case created:
-      // Before 5.11 a device being scanned took special commands only.
-      return host_.generation() == scsi_generation::v6_12 || item.is_pm()
-                 ? dispatch_status::ok
-                 : dispatch_status::io_error;
-    case cancel: return item.is_pm() ? dispatch_status::ok : dispatch_status::io_error;
-    case quiesce:
-      if (item.is_pm()) return dispatch_status::ok;
-      trace_event<Platform>("scsi: ordinary command in a quiesced device", this);
-      return dispatch_status::resource;
-    case block:
-    case created_block: return dispatch_status::dev_resource;
-    case offline:
-    case transport_offline:
-      // [offline.once] relaxed: says only whether it was said before.
-      if (!offline_reported_.exchange(true, std::memory_order_relaxed)) {
-        trace_event<Platform>("scsi: command to an offline device", this);
-      }
-      return dispatch_status::io_error;
-    case del: return dispatch_status::io_error;
-  }
-  return dispatch_status::io_error;
-}
-
-/// Target, recovery, host, in this order; what was taken is given back on a refusal.
-template <platform Platform>
-dispatch_status basic_device<Platform>::send(command_type& item) noexcept {
-  if (!target_.take()) return dispatch_status::resource;
-  dispatch_status answer = dispatch_status::resource;
-  if (host_.is_in_recovery()) {
-    if (item.fail_if_recovering_) answer = dispatch_status::io_error;
-  } else if (host_.take()) {
-    answer = hand_over(item);
-    if (answer == dispatch_status::ok) return answer;
-    host_.count_.give();
-  }
-  target_.give();
-  return answer;
-}
-
-template <platform Platform>
-dispatch_status basic_device<Platform>::hand_over(command_type& item) noexcept {
-  const device_state now = state();
-  if (now == device_state::del || host_.state() == host_state::del) {
-    target_.give();
-    host_.count_.give();
-    count_.give();
-    finish(item, did_no_connect);
-    return dispatch_status::ok;
-  }
-  int refusal = device_busy;
-  if (!is_blocked(now)) refusal = host_.queuecommand(item);  // if taken, it may be gone
-  switch (refusal) {
-    case 0: return dispatch_status::ok;
-    case device_busy: count_.start_countdown(); break;
-    case target_busy: target_.count_.start_countdown(); break;
-    default: host_.count_.start_countdown(); break;
-  }
-  return dispatch_status::resource;
+  host_.devices_.detach(*this);
 }
 
 // -- state; what changes it holds the mutex
@@ -429,8 +322,7 @@ void basic_device<Platform>::resume() noexcept {
 /// Stopping is part of the step: else an unblock might start the queue before it is
 /// stopped, and leave the device RUNNING with a stopped queue.
 template <platform Platform>
-status basic_device<Platform>::block_nowait() noexcept {
-  const scoped_lock guard(state_lock_);
+status basic_device<Platform>::block_locked() noexcept {
   status result = change_state(device_state::block);
   if (result != status::ok) result = change_state(device_state::created_block);
   if (result == status::ok && !stopped_) {
@@ -438,6 +330,47 @@ status basic_device<Platform>::block_nowait() noexcept {
     queue_.quiesce_nowait();
   }
   return result;
+}
+
+template <platform Platform>
+status basic_device<Platform>::block_nowait() noexcept {
+  const scoped_lock guard(state_lock_);
+  return block_locked();
+}
+
+/// Passes over a device whose removal has begun.
+template <platform Platform>
+status basic_device<Platform>::block_undoably() noexcept {
+  const scoped_lock guard(state_lock_);
+  const device_state before = state();
+  if (!is_gettable(before)) return status::ok;
+  const bool stopped = stopped_;
+  const status result = block_locked();
+  if (result == status::ok) undo_ = {true, stopped, before, state()};
+  return result;
+}
+
+/// What somebody else has changed meanwhile stays as he wanted it.
+template <platform Platform>
+void basic_device<Platform>::end_undoably(bool wanted) noexcept {
+  const scoped_lock guard(state_lock_);
+  if (wanted && undo_.valid) {
+    if (state() == undo_.after) assign_state(undo_.before);
+    if (!undo_.stopped) start_queue();
+  }
+  undo_.valid = false;
+}
+
+/// unblock() for what is blocked, and nothing for the rest; a queue that was left
+/// stopped is started in any state.
+template <platform Platform>
+void basic_device<Platform>::start_blocked(device_state new_state) noexcept {
+  using enum device_state;
+  const scoped_lock guard(state_lock_);
+  const device_state now = state();
+  if (now == block) assign_state(new_state);
+  if (now == created_block) assign_state(new_state == running ? created : new_state);
+  start_queue();
 }
 
 template <platform Platform>
@@ -468,16 +401,32 @@ void basic_device<Platform>::start_queue() noexcept {
 }
 
 template <platform Platform>
-void basic_device<Platform>::remove() noexcept {
+void basic_device<Platform>::remove(unbind_fn unbind, void* context) noexcept {
   {
     const scoped_lock guard(state_lock_);
     if (state() == device_state::del) return;
-    const bool was_blocked = change_state(device_state::cancel) != status::ok;
-    assign_state(device_state::del);
-    if (was_blocked) start_queue();
+    if (change_state(device_state::cancel) != status::ok) {
+      assign_state(device_state::del);
+      start_queue();
+    }
   }
+  if (unbind != nullptr) unbind(*this, context);
+  force_state(device_state::del);
   queue_.gate().mark_dying();
   if (queue_.start_drain() == status::ok) (void)queue_.freeze_wait();
+}
+
+template <platform Platform>
+status basic_device<Platform>::finish_scan() noexcept {
+  const scoped_lock guard(state_lock_);
+  const status result = change_state(device_state::running);
+  return result == status::ok ? result : change_state(device_state::block);
+}
+
+template <platform Platform>
+status basic_device<Platform>::check_rescan() const noexcept {
+  const bool open = state() == device_state::running && queue_.gate().pm_only() == 0;
+  return open ? status::ok : status::again;
 }
 
 // -- queries
@@ -501,5 +450,7 @@ bool basic_device<Platform>::offline_reported() const noexcept {
 }
 
 }  // namespace pmgate::scsi
+
+#include <pmgate/detail/scsi/device_impl.hpp>
 
 #endif  // PMGATE_SCSI_DEVICE_HPP

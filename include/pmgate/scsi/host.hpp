@@ -15,6 +15,7 @@
 #include <cstdint>
 
 #include <pmgate/detail/scsi/busy_countdown.hpp>
+#include <pmgate/detail/scsi/device_list.hpp>
 #include <pmgate/platform.hpp>
 #include <pmgate/scsi/device.hpp>
 #include <pmgate/scsi/state.hpp>
@@ -35,6 +36,19 @@ struct basic_host_template {
   void* context = nullptr;  ///< for queuecommand: host.context()
   /// Whose rules hold: which commands are privileged, which changes of state legal.
   scsi_generation generation = scsi_generation::v6_12;
+  int can_queue = 0;    ///< commands the host takes at a time; 0: no limit
+  int max_blocked = 7;  ///< where the countdown after "host busy" begins
+  unsigned max_command_size = 260;  ///< bytes; longer ones are not sent
+  /// Asks a device for its size and the like, if not null; see basic_device::check_rescan().
+  void (*rescan)(basic_device<Platform>& which) noexcept = nullptr;
+};
+
+/// What try_block() or try_unblock() did.
+template <platform Platform>
+struct basic_block_report {
+  status result = status::ok;
+  /// Who refused, or null; for a report, it may be gone by now.
+  const basic_device<Platform>* refused = nullptr;
 };
 
 /// SCSI host: its devices in order of their creation, its states, its own gates.
@@ -51,9 +65,11 @@ class basic_host {
   using target_type = basic_target<Platform>;
   using command_type = basic_command<Platform>;
   using template_type = basic_host_template<Platform>;
+  using block_report = basic_block_report<Platform>;
 
   /// Starts in state running, without devices.
-  explicit basic_host(const template_type& driver) noexcept : driver_(driver) {}
+  explicit basic_host(const template_type& driver) noexcept
+      : driver_(driver), count_(driver.can_queue, driver.max_blocked) {}
   ~basic_host();
   basic_host(const basic_host&) = delete;
   basic_host& operator=(const basic_host&) = delete;
@@ -77,6 +93,23 @@ class basic_host {
   /// blocked: later ones stay blocked. So a second call fails.
   /// Blocks: no.  Kernel: scsi_host_unblock().
   status unblock(device_state new_state) noexcept;
+
+  /// block(), all or nothing: what it has done is undone if a device refuses, or if the
+  /// platform refuses the grace period.
+  ///
+  /// Not counted either, but may be called again while blocked. A device in CANCEL or
+  /// DEL is passed over also if it got there meanwhile. Devices that were blocked before
+  /// stay so in any case; what others change meanwhile stays as they wanted it.
+  /// Returns: as block(), and who refused.
+  /// Blocks: as block(), and for another try_block().
+  [[nodiscard]] block_report try_block() noexcept;
+
+  /// Unblocks what is blocked, and starts every queue that was left stopped.
+  ///
+  /// May be called again: a device that is not blocked is left alone, and none refuses.
+  /// Returns: ok; invalid for a new state that is neither RUNNING nor TRANSPORT_OFFLINE.
+  /// Blocks: no.
+  block_report try_unblock(device_state new_state) noexcept;
 
   /// Holds every command before the driver from now on, of every class.
   ///
@@ -124,11 +157,21 @@ class basic_host {
   ///
   /// Returns: ok; invalid in CREATED and DEL.  Kernel: scsi_eh_scmd_add(), the state part.
   status begin_recovery() noexcept;
+  /// Sleeps while the host recovers.
+  ///
+  /// Returns: whether the device is online then.
+  /// Blocks: unless the platform cannot.  Kernel: scsi_block_when_processing_errors().
+  bool await_recovery(const device_type& which) noexcept;
   /// RUNNING, else CANCEL, else DEL; then runs the queues of all devices not in DEL.
   ///
   /// Returns: ok; invalid if none is legal.  Blocks: if the driver does.
   /// Kernel: scsi_restart_operations().
   status end_recovery() noexcept;
+  /// Removes every device, as basic_device::remove(): CANCEL, and DEL in the end.
+  ///
+  /// A host that recovers is removed all the same. A second call does nothing.
+  /// Blocks: as that.  Kernel: scsi_remove_host().
+  void remove() noexcept;
   /// While set the host counts as recovering: a reset is under way.
   ///
   /// Runs nothing; what is held goes out within 3 ms.  Kernel: tmf_in_progress.
@@ -153,42 +196,36 @@ class basic_host {
   [[nodiscard]] int busy() const noexcept { return count_.busy(); }
   /// The countdown after "host busy".  Kernel: host_blocked.
   [[nodiscard]] int blocked() const noexcept { return count_.blocked(); }
+  [[nodiscard]] unsigned max_command_size() const noexcept { return driver_.max_command_size; }
   [[nodiscard]] scsi_generation generation() const noexcept { return driver_.generation; }
   [[nodiscard]] void* context() const noexcept { return driver_.context; }
 
  private:
   friend class basic_device<Platform>;
+  friend class basic_error_handler<Platform>;
   using countdown = detail::busy_countdown<Platform>;
-  using filter_fn = bool (*)(device_state state) noexcept;
-
-  /// Every device: a walk that looks at the state by itself.
-  static bool is_any(device_state) noexcept { return true; }
-  static bool is_not_deleted(device_state state) noexcept { return state != device_state::del; }
-
-  void attach(device_type& entry) noexcept;
-  void detach(device_type& entry) noexcept;
-  device_type* next_device(device_type* previous, filter_fn wanted) noexcept;
-  void leave(device_type& entry) noexcept;
-  template <class Visit>
-  status for_each(filter_fn wanted, Visit visit) noexcept;
+  using devices = detail::device_list<Platform>;
 
   status block_all_of(target_type* which) noexcept;
   void unblock_all_of(target_type* which, device_state new_state) noexcept;
   status wait_blocked() noexcept;
   void run_queues() noexcept;
-  bool take() noexcept;
+  typename countdown::answer take() noexcept;
+  void give() noexcept;
+  void tell_handler() noexcept;
   int queuecommand(command_type& item) noexcept { return driver_.queuecommand(*this, item); }
+  void assign_state(host_state to) noexcept;
   status change_state(host_state to) noexcept;
 
   const template_type driver_;
   typename Platform::template atomic<host_state> state_{host_state::running};
   typename Platform::template atomic<bool> resetting_{false};
   typename Platform::template atomic<bool> self_blocked_{false};
-  countdown count_{0, 7};
-  typename Platform::mutex state_lock_;  // state_'s writers
-  typename Platform::mutex list_lock_;   // the devices' list, and their walkers
-  device_type* first_ = nullptr;
-  typename Platform::wait_word departures_{0};  // counts walkers that left a dying device
+  countdown count_;
+  devices devices_;
+  typename Platform::mutex state_lock_;       // state_'s writers
+  typename Platform::mutex try_lock_;         // one try_block() at a time
+  typename Platform::wait_word recovery_{0};  // counts ends of recoveries, and what handlers look at
 };
 
 using host = basic_host<default_platform>;
@@ -196,76 +233,7 @@ using host_template = basic_host_template<default_platform>;
 
 template <platform Platform>
 basic_host<Platform>::~basic_host() {
-  if (first_ != nullptr) Platform::misuse("scsi host destroyed while it has devices");
-}
-
-// -- the list of devices
-
-template <platform Platform>
-void basic_host<Platform>::attach(device_type& entry) noexcept {
-  const scoped_lock guard(list_lock_);
-  device_type** link = &first_;
-  while (*link != nullptr) link = &(*link)->next_;
-  *link = &entry;
-}
-
-/// A walker goes on from the device it stands on, so that stays in the list till then.
-template <platform Platform>
-void basic_host<Platform>::detach(device_type& entry) noexcept {
-  for (;;) {
-    // [detach.seen] acquire: pairs with [leave.count]; read before looking, slept on after.
-    const std::uint32_t seen = departures_.load(std::memory_order_acquire);
-    {
-      const scoped_lock guard(list_lock_);
-      entry.leaving_ = true;
-      if (entry.walkers_ == 0) {
-        device_type** link = &first_;
-        while (*link != &entry) link = &(*link)->next_;
-        *link = entry.next_;
-        return;
-      }
-    }
-    departures_.wait(seen);
-  }
-}
-
-template <platform Platform>
-typename basic_host<Platform>::device_type* basic_host<Platform>::next_device(
-    device_type* previous, filter_fn wanted) noexcept {
-  device_type* next = nullptr;
-  {
-    const scoped_lock guard(list_lock_);
-    next = previous != nullptr ? previous->next_ : first_;
-    while (next != nullptr && (next->leaving_ || !wanted(next->state()))) next = next->next_;
-    if (next != nullptr) ++next->walkers_;
-  }
-  if (previous != nullptr) leave(*previous);
-  return next;
-}
-
-template <platform Platform>
-void basic_host<Platform>::leave(device_type& entry) noexcept {
-  const scoped_lock guard(list_lock_);
-  if (--entry.walkers_ != 0 || !entry.leaving_) return;
-  // [leave.count] release: pairs with [detach.seen].
-  (void)departures_.fetch_add(1, std::memory_order_release);
-  departures_.wake_all();
-}
-
-/// Visits devices in order, up to the first that does not answer ok.
-template <platform Platform>
-template <class Visit>
-status basic_host<Platform>::for_each(filter_fn wanted, Visit visit) noexcept {
-  device_type* entry = next_device(nullptr, wanted);
-  while (entry != nullptr) {
-    const status answer = visit(*entry);
-    if (answer != status::ok) {
-      leave(*entry);
-      return answer;
-    }
-    entry = next_device(entry, wanted);
-  }
-  return status::ok;
+  if (!devices_.empty()) Platform::misuse("scsi host destroyed while it has devices");
 }
 
 // -- holding everything
@@ -273,27 +241,58 @@ status basic_host<Platform>::for_each(filter_fn wanted, Visit visit) noexcept {
 template <platform Platform>
 status basic_host<Platform>::block() noexcept {
   const status blocked =
-      for_each(&is_gettable, [](device_type& entry) { return entry.block_nowait(); });
+      devices_.for_each(&is_gettable, [](device_type& entry) { return entry.block_nowait(); });
   return blocked == status::ok ? wait_blocked() : blocked;
 }
 
 template <platform Platform>
 status basic_host<Platform>::wait_blocked() noexcept {
-  return for_each(&is_any, [](device_type& entry) {
+  return devices_.for_each(&devices::is_any, [](device_type& entry) {
     return entry.is_stopped() ? entry.wait_blocked() : status::ok;
   });
 }
 
 template <platform Platform>
 status basic_host<Platform>::unblock(device_state new_state) noexcept {
-  return for_each(&is_gettable,
+  return devices_.for_each(&is_gettable,
                   [new_state](device_type& entry) { return entry.unblock(new_state); });
+}
+
+template <platform Platform>
+typename basic_host<Platform>::block_report basic_host<Platform>::try_block() noexcept {
+  const scoped_lock one_at_a_time(try_lock_);
+  block_report report;
+  report.result = devices_.for_each(&is_gettable, [&report](device_type& entry) {
+    const status blocked = entry.block_undoably();
+    if (blocked != status::ok) report.refused = &entry;
+    return blocked;
+  });
+  if (report.result == status::ok) report.result = wait_blocked();
+  const bool undo = report.result != status::ok;
+  (void)devices_.for_each(&devices::is_any, [undo](device_type& entry) {
+    entry.end_undoably(undo);
+    return status::ok;
+  });
+  return report;
+}
+
+template <platform Platform>
+typename basic_host<Platform>::block_report basic_host<Platform>::try_unblock(
+    device_state new_state) noexcept {
+  if (new_state != device_state::running && new_state != device_state::transport_offline) {
+    return {status::invalid};
+  }
+  (void)devices_.for_each(&devices::is_not_deleted, [new_state](device_type& entry) {
+    entry.start_blocked(new_state);
+    return status::ok;
+  });
+  return {};
 }
 
 template <platform Platform>
 status basic_host<Platform>::block_all_of(target_type* which) noexcept {
   status result = status::ok;
-  (void)for_each(&is_gettable, [which, &result](device_type& entry) {
+  (void)devices_.for_each(&is_gettable, [which, &result](device_type& entry) {
     if (which != nullptr && &entry.target() != which) return status::ok;
     const status blocked = entry.block_nowait();
     if (blocked != status::ok) {
@@ -308,7 +307,7 @@ status basic_host<Platform>::block_all_of(target_type* which) noexcept {
 
 template <platform Platform>
 void basic_host<Platform>::unblock_all_of(target_type* which, device_state new_state) noexcept {
-  (void)for_each(&is_gettable, [which, new_state](device_type& entry) {
+  (void)devices_.for_each(&is_gettable, [which, new_state](device_type& entry) {
     if (which == nullptr || &entry.target() == which) (void)entry.unblock(new_state);
     return status::ok;
   });
@@ -316,7 +315,7 @@ void basic_host<Platform>::unblock_all_of(target_type* which, device_state new_s
 
 template <platform Platform>
 void basic_host<Platform>::target_quiesce(target_type& which) noexcept {
-  (void)for_each(&is_gettable, [&which](device_type& entry) {
+  (void)devices_.for_each(&is_gettable, [&which](device_type& entry) {
     if (&entry.target() == &which) (void)entry.quiesce();
     return status::ok;
   });
@@ -324,7 +323,7 @@ void basic_host<Platform>::target_quiesce(target_type& which) noexcept {
 
 template <platform Platform>
 void basic_host<Platform>::target_resume(target_type& which) noexcept {
-  (void)for_each(&is_gettable, [&which](device_type& entry) {
+  (void)devices_.for_each(&is_gettable, [&which](device_type& entry) {
     if (&entry.target() == &which) entry.resume();
     return status::ok;
   });
@@ -345,28 +344,50 @@ void basic_host<Platform>::unblock_requests() noexcept {
 
 template <platform Platform>
 void basic_host<Platform>::run_queues() noexcept {
-  (void)for_each(&is_not_deleted, [](device_type& entry) {
+  (void)devices_.for_each(&devices::is_not_deleted, [](device_type& entry) {
     entry.queue().run();
     return status::ok;
   });
 }
 
-/// Busy first, then whether the driver asked for rest.
+/// Busy first, then whether the driver asked for rest. Counted before the second look at
+/// the recovery: whoever waits to have the host for himself counts this one.
 template <platform Platform>
-bool basic_host<Platform>::take() noexcept {
-  if (count_.try_take() != countdown::answer::taken) return false;
-  if (!is_self_blocked()) return true;
+typename basic_host<Platform>::countdown::answer basic_host<Platform>::take() noexcept {
+  const typename countdown::answer room = count_.try_take();
+  if (room != countdown::answer::taken) return room;
+  if (!is_self_blocked() && !is_in_recovery()) [[likely]] return room;
+  give();
+  return countdown::answer::wait;
+}
+
+template <platform Platform>
+inline void basic_host<Platform>::give() noexcept {
   count_.give();
-  return false;
+  if (is_in_recovery()) [[unlikely]] tell_handler();
+}
+
+template <platform Platform>
+void basic_host<Platform>::tell_handler() noexcept {
+  // [tell.add] release: pairs with [handler.seen] and [await.seen].
+  (void)recovery_.fetch_add(1, std::memory_order_release);
+  recovery_.wake_all();
 }
 
 // -- state
 
+/// Whoever sleeps until the recovery is over looks again.
+template <platform Platform>
+void basic_host<Platform>::assign_state(host_state to) noexcept {
+  // [host.set] seq_cst: pairs with [recovery.read], as [reset.set].
+  state_.store(to, std::memory_order_seq_cst);
+  tell_handler();
+}
+
 template <platform Platform>
 status basic_host<Platform>::change_state(host_state to) noexcept {
   if (!can_transition(state(), to)) return status::invalid;
-  // [host.set] release: pairs with [host.state].
-  state_.store(to, std::memory_order_release);
+  assign_state(to);
   return status::ok;
 }
 
@@ -379,8 +400,7 @@ status basic_host<Platform>::set_state(host_state to) noexcept {
 template <platform Platform>
 void basic_host<Platform>::force_state(host_state to) noexcept {
   const scoped_lock guard(state_lock_);
-  // [host.force] release: pairs with [host.state].
-  state_.store(to, std::memory_order_release);
+  assign_state(to);
 }
 
 template <platform Platform>
@@ -404,15 +424,51 @@ status basic_host<Platform>::end_recovery() noexcept {
 }
 
 template <platform Platform>
-void basic_host<Platform>::set_resetting(bool resetting) noexcept {
-  // [reset.set] release: pairs with [reset.read].
-  resetting_.store(resetting, std::memory_order_release);
+bool basic_host<Platform>::await_recovery(const device_type& which) noexcept {
+  for (;;) {
+    // [await.seen] acquire: pairs with [tell.add]; read before looking, slept on after.
+    const std::uint32_t seen = recovery_.load(std::memory_order_acquire);
+    if (!is_in_recovery()) break;
+    if constexpr (!Platform::can_block) {
+      Platform::misuse("await_recovery() would wait for ever: there is one thread only");
+      break;
+    }
+    recovery_.wait(seen);
+  }
+  return is_online(which.state());
 }
 
 template <platform Platform>
-bool basic_host<Platform>::is_in_recovery() const noexcept {
-  // [reset.read] acquire: pairs with [reset.set].
-  return scsi::is_in_recovery(state()) || resetting_.load(std::memory_order_acquire);
+void basic_host<Platform>::remove() noexcept {
+  {
+    const scoped_lock guard(state_lock_);
+    if (state() == host_state::cancel || state() == host_state::cancel_recovery) return;
+    if (change_state(host_state::cancel) != status::ok &&
+        change_state(host_state::cancel_recovery) != status::ok) {
+      return;
+    }
+  }
+  (void)devices_.for_each(&devices::is_not_deleted, [](device_type& entry) {
+    entry.remove();
+    return status::ok;
+  });
+  const scoped_lock guard(state_lock_);
+  if (change_state(host_state::del) != status::ok) (void)change_state(host_state::del_recovery);
+}
+
+template <platform Platform>
+void basic_host<Platform>::set_resetting(bool resetting) noexcept {
+  // [reset.set] seq_cst: pairs with [recovery.read].
+  resetting_.store(resetting, std::memory_order_seq_cst);
+  tell_handler();
+}
+
+template <platform Platform>
+inline bool basic_host<Platform>::is_in_recovery() const noexcept {
+  // [recovery.read] seq_cst: store-load with [take.count] and [give.count]; whoever has
+  // counted sees the recovery, or the recovery sees the count.
+  return scsi::is_in_recovery(state_.load(std::memory_order_seq_cst)) ||
+         resetting_.load(std::memory_order_seq_cst);
 }
 
 template <platform Platform>

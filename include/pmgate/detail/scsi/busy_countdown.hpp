@@ -38,8 +38,9 @@ class busy_countdown {
 
   /// Counts one in, unless there is no room or the countdown is not over.
   [[nodiscard]] answer try_take() noexcept {
-    // [take.count] relaxed: a count; what it stands for is ordered by the queue's lock.
-    const int before = busy_.fetch_add(1, std::memory_order_relaxed);
+    // [take.count] seq_cst: store-load with [recovery.read]: who begins a recovery counts
+    // this one, or this one sees the recovery. What is counted the queue's lock orders.
+    const int before = busy_.fetch_add(1, std::memory_order_seq_cst);
     if ((limit_ == 0 || before < limit_) && (blocked() == 0 || (before == 0 && count_down()))) {
       return answer::taken;
     }
@@ -48,8 +49,9 @@ class busy_countdown {
   }
   /// Counts one out.
   void give() noexcept {
-    // [give.count] relaxed: as [take.count].
-    (void)busy_.fetch_sub(1, std::memory_order_relaxed);
+    // [give.count] seq_cst: store-load with [recovery.read]: who waits for the recovery to
+    // have the host for itself sees this, or is told.
+    (void)busy_.fetch_sub(1, std::memory_order_seq_cst);
   }
 
   /// Somebody said "busy".
@@ -63,8 +65,8 @@ class busy_countdown {
   }
 
   [[nodiscard]] int busy() const noexcept {
-    // [busy.read] relaxed: a hint.
-    return busy_.load(std::memory_order_relaxed);
+    // [busy.read] seq_cst: pairs with [take.count] and [give.count]; to others a hint.
+    return busy_.load(std::memory_order_seq_cst);
   }
   [[nodiscard]] int blocked() const noexcept {
     // [down.read] relaxed: as [down.start].

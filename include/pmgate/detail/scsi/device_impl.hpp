@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: MIT
+//
+// pmgate/detail/scsi/device_impl.hpp - the way of a command through a device: entry,
+// readiness and state in the midlayer's order, the driver, and back.
+//
+// Included by pmgate/scsi/device.hpp, whose members these are.
+//
+// Counterpart: scsi_execute_cmd(), scsi_queue_rq(), scsi_dispatch_cmd() and
+// scsi_complete() of Linux (semantics only).
+#ifndef PMGATE_DETAIL_SCSI_DEVICE_IMPL_HPP
+#define PMGATE_DETAIL_SCSI_DEVICE_IMPL_HPP
+
+#include <atomic>
+
+#include <pmgate/scsi/device.hpp>
+
+namespace pmgate::scsi {
+
+// -- commands
+
+/// Enters and fills in the command. Before 5.11 what is special passes as PM does now.
+template <platform Platform>
+status basic_device<Platform>::prepare(command_type& item, command_flags flags) noexcept {
+  const bool special_passes = host_.generation() != newest;
+  const bool privileged =
+      has(flags, command_flags::pm) || (special_passes && has(flags, command_flags::special));
+  enter_flags entry = enter_flags::none;
+  if (privileged) entry = entry | enter_flags::pm;
+  if (has(flags, command_flags::nowait)) entry = entry | enter_flags::nowait;
+  const status entered = queue_.alloc(item, entry);
+  if (entered != status::ok) return entered;
+  item.device_ = this;
+  item.result_word_ = 0;
+  item.fail_if_recovering_ = has(flags, command_flags::fail_if_recovering);
+  return status::ok;
+}
+
+template <platform Platform>
+status basic_device<Platform>::execute(command_type& item, command_flags flags) noexcept {
+  const status entered = prepare(item, flags);
+  if (entered != status::ok) return entered;
+  return queue_.execute(item, true) == status::again ? status::again : status::ok;
+}
+
+template <platform Platform>
+status basic_device<Platform>::submit(command_type& item, command_flags flags) noexcept {
+  const status entered = prepare(item, flags);
+  if (entered == status::ok) queue_.execute_nowait(item);
+  return entered;
+}
+
+/// Who waits for room is told before the command ends: afterwards the host may be gone.
+template <platform Platform>
+void basic_device<Platform>::complete(command_type& item, int result_word) noexcept {
+  if (item.handled_ != nullptr) {
+    item.result_word_ = result_word;
+    item.handled_->publish_add(1);  // the last touch: the error handler may have gone on
+    return;
+  }
+  const int status_byte = result_word & 0xff;
+  const bool again = status_byte == status_busy || status_byte == status_task_set_full;
+  target_.give();
+  count_.give();
+  if (again) {
+    count_.start_countdown();
+  } else {
+    count_.end_countdown();
+    target_.count_.end_countdown();
+    host_.count_.end_countdown();
+  }
+  host_.give();
+  host_.devices_.run_starved();
+  if (again) {
+    queue_.requeue(item);
+    return;
+  }
+  if (status_byte == status_reservation_conflict) result_word |= 0x100;
+  finish(item, result_word);
+}
+
+template <platform Platform>
+void basic_device<Platform>::finish(command_type& item, int result_word,
+                                    status outcome) noexcept {
+  item.result_word_ = result_word;
+  queue_.complete(item, outcome != status::ok || result_word == 0 ? outcome : status::io_error);
+}
+
+// -- dispatch
+
+template <platform Platform>
+dispatch_status basic_device<Platform>::on_request(queue_type& queue,
+                                                   request_type& request) noexcept {
+  return static_cast<basic_device*>(queue.context())->dispatch(static_cast<command_type&>(request));
+}
+
+/// Device, state and beyond; a blocked device is not asked again by the clock.
+template <platform Platform>
+dispatch_status basic_device<Platform>::dispatch(command_type& item) noexcept {
+  const typename countdown::answer room = count_.try_take();
+  if (room == countdown::answer::wait) return dispatch_status::dev_resource;
+  if (room == countdown::answer::later) {
+    return is_blocked(state()) ? dispatch_status::dev_resource : dispatch_status::resource;
+  }
+  dispatch_status answer = check_state(item);
+  if (answer == dispatch_status::ok) answer = send(item);
+  if (answer == dispatch_status::ok) return answer;  // the item may be gone
+  count_.give();
+  if (answer == dispatch_status::io_error) {
+    const device_state now = state();
+    // A device that is being removed is told apart: its file system need not retry.
+    const bool leaving = now == device_state::cancel && host_.generation() == newest;
+    finish(item, is_online(now) ? did_error : did_no_connect,
+           leaving ? status::no_device : status::io_error);
+    return dispatch_status::ok;
+  }
+  return is_blocked(state()) ? dispatch_status::dev_resource : dispatch_status::resource;
+}
+
+/// The first of two looks at the state; hand_over() takes the second.
+template <platform Platform>
+dispatch_status basic_device<Platform>::check_state(const command_type& item) noexcept {
+  using enum device_state;
+  const device_state now = state();
+  if (now == running) [[likely]] return dispatch_status::ok;
+  switch (now) {
+    case running: return dispatch_status::ok;
+    case created:
+      // Before 5.11 a device being scanned took special commands only.
+      return host_.generation() == newest || item.is_pm() ? dispatch_status::ok
+                                                          : dispatch_status::io_error;
+    case cancel: return item.is_pm() ? dispatch_status::ok : dispatch_status::io_error;
+    case quiesce:
+      if (item.is_pm()) return dispatch_status::ok;
+      if (host_.generation() == newest) {
+        trace_event<Platform>("scsi: ordinary command in a quiesced device", this);
+      }
+      return dispatch_status::resource;
+    case block:
+    case created_block: return dispatch_status::dev_resource;
+    case offline:
+    case transport_offline:
+      // [offline.once] relaxed: says only whether it was said before.
+      if (!offline_reported_.exchange(true, std::memory_order_relaxed)) {
+        trace_event<Platform>("scsi: command to an offline device", this);
+      }
+      return dispatch_status::io_error;
+    case del:
+      trace_event<Platform>("scsi: command to a device that was removed", this);
+      return dispatch_status::io_error;
+  }
+  return dispatch_status::io_error;
+}
+
+/// Target, recovery, host, in this order; what was taken is given back on a refusal.
+/// Who waits for something of other devices is run when that ends.
+template <platform Platform>
+dispatch_status basic_device<Platform>::send(command_type& item) noexcept {
+  using answer = typename countdown::answer;
+  const answer room = target_.take(*this);
+  if (room != answer::taken) {
+    if (room == answer::wait) host_.devices_.note_starved(*this);
+    return dispatch_status::resource;
+  }
+  dispatch_status result = dispatch_status::resource;
+  if (host_.is_in_recovery()) {
+    if (item.fail_if_recovering_) result = dispatch_status::io_error;
+  } else {
+    const answer host_room = host_.take();
+    if (host_room == answer::taken) {
+      result = hand_over(item);
+      if (result == dispatch_status::ok) return result;
+      host_.give();
+    } else if (host_room == answer::wait) {
+      host_.devices_.note_starved(*this);
+    }
+  }
+  target_.give();
+  return result;
+}
+
+template <platform Platform>
+dispatch_status basic_device<Platform>::hand_over(command_type& item) noexcept {
+  const device_state now = state();
+  int refusal = device_busy;
+  if (!is_blocked(now)) {
+    const bool too_long = item.size_ > host_.max_command_size();
+    if (now == device_state::del || too_long || host_.state() == host_state::del) {
+      const bool gone = now == device_state::del || !too_long;
+      target_.give();
+      count_.give();
+      host_.give();
+      finish(item, gone ? did_no_connect : did_abort);
+      return dispatch_status::ok;
+    }
+    // [sent.up] relaxed: as [sent.read]. Before the call: afterwards the device may be gone.
+    (void)sent_.fetch_add(1, std::memory_order_relaxed);
+    refusal = host_.queuecommand(item);
+    if (refusal == 0) [[likely]] return dispatch_status::ok;
+    // [sent.down] relaxed: as [sent.read].
+    (void)sent_.fetch_sub(1, std::memory_order_relaxed);
+  }
+  switch (refusal) {
+    case device_busy: count_.start_countdown(); break;
+    case target_busy: target_.count_.start_countdown(); break;
+    default: host_.count_.start_countdown(); break;
+  }
+  return dispatch_status::resource;
+}
+
+}  // namespace pmgate::scsi
+
+#endif  // PMGATE_DETAIL_SCSI_DEVICE_IMPL_HPP
