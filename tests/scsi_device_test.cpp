@@ -66,7 +66,7 @@ TEST_SUITE("scsi_device") {
 
 // -- state
 
-TEST_CASE("1: of 81 pairs exactly the legal ones change the state") {
+TEST_CASE("scenario 1: of 81 pairs exactly the legal ones change the state") {
   for (unsigned from = 1; from <= 9; ++from) {
     for (unsigned to = 1; to <= 9; ++to) {
       const auto start = static_cast<device_state>(from);
@@ -81,7 +81,7 @@ TEST_CASE("1: of 81 pairs exactly the legal ones change the state") {
   }
 }
 
-TEST_CASE("1: setting the state a device has keeps the offline report, a change clears it") {
+TEST_CASE("scenario 1: setting the state a device has keeps the offline report, a change clears it") {
   scsi_rig rig({device_state::offline});
   counted_command failing;
   CHECK(rig.dev().submit(failing.item) == status::ok);
@@ -100,7 +100,7 @@ TEST_CASE("1: setting the state a device has keeps the offline report, a change 
 
 // -- quiesce and resume
 
-TEST_CASE("3: quiesce drains and closes the entry to normal commands, resume opens it") {
+TEST_CASE("scenario 3: quiesce drains and closes the entry to normal commands, resume opens it") {
   scsi_rig rig;
   counted_command first;
   REQUIRE(rig.dev().submit(first.item) == status::ok);
@@ -127,7 +127,7 @@ TEST_CASE("3: quiesce drains and closes the entry to normal commands, resume ope
   CHECK(t2.join() == status::ok);
 }
 
-TEST_CASE("4: while quiesce drains PM commands wait as well, afterwards they get through") {
+TEST_CASE("scenario 4: while quiesce drains PM commands wait as well, afterwards they get through") {
   scsi_rig rig;
   counted_command first;
   REQUIRE(rig.dev().submit(first.item) == status::ok);
@@ -149,7 +149,7 @@ TEST_CASE("4: while quiesce drains PM commands wait as well, afterwards they get
   rig.dev().resume();
 }
 
-TEST_CASE("5: a quiesced device refuses a normal NOWAIT command and takes a PM one") {
+TEST_CASE("scenario 5: a quiesced device refuses a normal NOWAIT command and takes a PM one") {
   scsi_rig rig;
   counted_command normal, privileged;
   REQUIRE(rig.dev().quiesce() == status::ok);
@@ -163,7 +163,7 @@ TEST_CASE("5: a quiesced device refuses a normal NOWAIT command and takes a PM o
   rig.dev().resume();
 }
 
-TEST_CASE("6: one resume undoes two quiesces of one thread, a second does nothing") {
+TEST_CASE("scenario 6: one resume undoes two quiesces of one thread, a second does nothing") {
   scsi_rig rig;
 
   CHECK(rig.dev().quiesce() == status::ok);
@@ -179,7 +179,7 @@ TEST_CASE("6: one resume undoes two quiesces of one thread, a second does nothin
   CHECK(rig.misuse.count() == 0);
 }
 
-TEST_CASE("7: another thread may resume, and the first may quiesce again") {
+TEST_CASE("scenario 7: another thread may resume, and the first may quiesce again") {
   scsi_rig rig;
   REQUIRE(rig.dev().quiesce() == status::ok);
 
@@ -193,7 +193,7 @@ TEST_CASE("7: another thread may resume, and the first may quiesce again") {
   rig.dev().resume();
 }
 
-TEST_CASE("8: a second quiesce by another thread is reported and outlasts the resume") {
+TEST_CASE("scenario 8: a second quiesce by another thread is reported and outlasts the resume") {
   scsi_rig rig;
   REQUIRE(rig.dev().quiesce() == status::ok);
   worker t2([&] { CHECK(rig.dev().quiesce() == status::ok); });
@@ -212,7 +212,7 @@ TEST_CASE("8: a second quiesce by another thread is reported and outlasts the re
   rig.dev().queue().clear_pm_only();
 }
 
-TEST_CASE("9: an illegal quiesce drains first, and lets in who waited meanwhile") {
+TEST_CASE("scenario 9: an illegal quiesce drains first, and lets in who waited meanwhile") {
   scsi_rig rig({device_state::created});
   counted_command inside;
   REQUIRE(rig.dev().submit(inside.item) == status::ok);
@@ -234,7 +234,7 @@ TEST_CASE("9: an illegal quiesce drains first, and lets in who waited meanwhile"
   CHECK(waiting.join() == status::ok);
 }
 
-TEST_CASE("10: quiescing a blocked device with a held command waits for the unblock") {
+TEST_CASE("scenario 10: quiescing a blocked device with a held command waits for the unblock") {
   scsi_rig rig;
   REQUIRE(rig.dev().block_nowait() == status::ok);
   counted_command held;
@@ -254,7 +254,7 @@ TEST_CASE("10: quiescing a blocked device with a held command waits for the unbl
   rig.dev().resume();
 }
 
-TEST_CASE("10: quiescing a blocked device without commands fails promptly") {
+TEST_CASE("scenario 10: quiescing a blocked device without commands fails promptly") {
   scsi_rig rig;
   REQUIRE(rig.dev().block_nowait() == status::ok);
 
@@ -265,7 +265,7 @@ TEST_CASE("10: quiescing a blocked device without commands fails promptly") {
   CHECK(rig.dev().unblock(device_state::running) == status::ok);
 }
 
-TEST_CASE("11: an offline device comes back running from quiesce and resume") {
+TEST_CASE("scenario 11: an offline device comes back running from quiesce and resume") {
   scsi_rig rig({device_state::offline});
 
   CHECK(rig.dev().quiesce() == status::ok);
@@ -275,7 +275,7 @@ TEST_CASE("11: an offline device comes back running from quiesce and resume") {
   CHECK(rig.dev().state() == device_state::running);
 }
 
-TEST_CASE("12: resume leaves a state somebody else has set, and opens the entry") {
+TEST_CASE("scenario 12: resume leaves a state somebody else has set, and opens the entry") {
   scsi_rig rig;
   counted_command normal, privileged;
   REQUIRE(rig.dev().quiesce() == status::ok);
@@ -311,7 +311,7 @@ TEST_CASE("a resume while a quiesce drains changes nothing, and the quiesce succ
 
 // -- block and unblock
 
-TEST_CASE("15: a device blocked while quiesced holds commands until it is unblocked") {
+TEST_CASE("scenario 15: a device blocked while quiesced holds commands until it is unblocked") {
   scsi_rig rig;
   REQUIRE(rig.dev().quiesce() == status::ok);
   REQUIRE(rig.adapter.block() == status::ok);
@@ -331,7 +331,7 @@ TEST_CASE("15: a device blocked while quiesced holds commands until it is unbloc
   rig.lld.complete_all();
 }
 
-TEST_CASE("20: a device is unblocked to running or transport-offline only") {
+TEST_CASE("scenario 20: a device is unblocked to running or transport-offline only") {
   scsi_rig rig;
   counted_command held;
   REQUIRE(rig.dev().block_nowait() == status::ok);
@@ -353,7 +353,7 @@ TEST_CASE("20: a device is unblocked to running or transport-offline only") {
   CHECK(rig.lld.calls() == 0);
 }
 
-TEST_CASE("22: a device blocked while being scanned is created again, unless blocked twice") {
+TEST_CASE("scenario 22: a device blocked while being scanned is created again, unless blocked twice") {
   scsi_rig rig({device_state::created});
 
   CHECK(rig.dev().block_nowait() == status::ok);
@@ -369,7 +369,7 @@ TEST_CASE("22: a device blocked while being scanned is created again, unless blo
   CHECK(rig.dev().queue().quiesce_depth() == 0);
 }
 
-TEST_CASE("24: commands in flight survive a block, a retried one waits for the unblock") {
+TEST_CASE("scenario 24: commands in flight survive a block, a retried one waits for the unblock") {
   scsi_rig rig;
   std::array<counted_command, 4> items;
   for (counted_command& each : items) REQUIRE(rig.dev().submit(each.item) == status::ok);
@@ -449,7 +449,7 @@ TEST_CASE("a state set while the driver is being called keeps the next command f
   CHECK(second.ends == 1);
 }
 
-TEST_CASE("26: after device-busy the third attempt gets through, after host-busy the seventh") {
+TEST_CASE("scenario 26: after device-busy the third attempt gets through, after host-busy the seventh") {
   scsi_rig rig;
   counted_command item;
   rig.lld.refusals = {pmgate::scsi::device_busy};
@@ -474,7 +474,7 @@ TEST_CASE("26: after device-busy the third attempt gets through, after host-busy
   CHECK(other.ends == 1);
 }
 
-TEST_CASE("26: an outstanding command suspends the countdown, its completion ends it") {
+TEST_CASE("scenario 26: an outstanding command suspends the countdown, its completion ends it") {
   scsi_rig rig;
   counted_command outstanding, refused;
   REQUIRE(rig.dev().submit(outstanding.item) == status::ok);
@@ -492,7 +492,7 @@ TEST_CASE("26: an outstanding command suspends the countdown, its completion end
   rig.lld.complete_all();
 }
 
-TEST_CASE("27: target-busy delays nothing without a limit, and two attempts with one") {
+TEST_CASE("scenario 27: target-busy delays nothing without a limit, and two attempts with one") {
   scsi_rig unlimited;
   counted_command first;
   unlimited.lld.refusals = {pmgate::scsi::target_busy};
@@ -514,7 +514,7 @@ TEST_CASE("27: target-busy delays nothing without a limit, and two attempts with
   limited.finish_all();
 }
 
-TEST_CASE("28: an unknown answer means host-busy, and the command is sent again") {
+TEST_CASE("scenario 28: an unknown answer means host-busy, and the command is sent again") {
   for (const int answer : {-5, 1, pmgate::scsi::eh_retry}) {
     scsi_rig rig;
     counted_command item;
@@ -578,7 +578,7 @@ TEST_CASE("no more commands than the depth are with the driver at a time") {
 
 // -- removal
 
-TEST_CASE("32: removing a blocked device fails what it holds, and lets nobody in any more") {
+TEST_CASE("scenario 32: removing a blocked device fails what it holds, and lets nobody in any more") {
   scsi_rig rig;
   std::array<counted_command, 3> held;
   REQUIRE(rig.dev().block_nowait() == status::ok);
@@ -604,7 +604,7 @@ TEST_CASE("32: removing a blocked device fails what it holds, and lets nobody in
 
 // -- generations
 
-TEST_CASE("34: before 5.11 a special command passes a quiesced device, since then it waits") {
+TEST_CASE("scenario 34: before 5.11 a special command passes a quiesced device, since then it waits") {
   scsi_rig before({device_state::running}, scsi_generation::v5_7);
   scsi_rig since;
   counted_command old_poll, new_poll;

@@ -60,7 +60,7 @@ TEST_SUITE("scsi_host") {
 
 // -- block and unblock
 
-TEST_CASE("13: after quiesce, block and unblock normal commands wait for the resume") {
+TEST_CASE("scenario 13: after quiesce, block and unblock normal commands wait for the resume") {
   scsi_rig rig;
   REQUIRE(rig.dev().quiesce() == status::ok);
   CHECK(rig.adapter.block() == status::ok);
@@ -85,7 +85,7 @@ TEST_CASE("13: after quiesce, block and unblock normal commands wait for the res
   rig.lld.complete_all();
 }
 
-TEST_CASE("14: before 5.7-rc4 a quiesced device is not blocked and not stopped") {
+TEST_CASE("scenario 14: before 5.7-rc4 a quiesced device is not blocked and not stopped") {
   scsi_rig rig({running}, scsi_generation::v5_7_rc3);
   REQUIRE(rig.dev().quiesce() == status::ok);
 
@@ -96,7 +96,7 @@ TEST_CASE("14: before 5.7-rc4 a quiesced device is not blocked and not stopped")
   rig.dev().resume();
 }
 
-TEST_CASE("16: blocking a host blocks what can be blocked and passes over what is being removed") {
+TEST_CASE("scenario 16: blocking a host blocks what can be blocked and passes over what is being removed") {
   scsi_rig rig({running, quiesce, created, offline, block, created_block, cancel, del});
 
   CHECK(rig.adapter.block() == status::ok);
@@ -107,7 +107,7 @@ TEST_CASE("16: blocking a host blocks what can be blocked and passes over what i
   CHECK_FALSE(rig.dev(7).is_stopped());
 }
 
-TEST_CASE("17: a failing block stops there, waits for nothing and undoes nothing") {
+TEST_CASE("scenario 17: a failing block stops there, waits for nothing and undoes nothing") {
   scsi_rig rig({running, transport_offline, running});
   counted_command third;
   std::atomic<bool> inside{false};
@@ -135,7 +135,7 @@ TEST_CASE("17: a failing block stops there, waits for nothing and undoes nothing
   CHECK(stuck.ends == 1);
 }
 
-TEST_CASE("18: unblocking stops at the first device that is not blocked") {
+TEST_CASE("scenario 18: unblocking stops at the first device that is not blocked") {
   scsi_rig rig({running, running, running});
   counted_command held;
   REQUIRE(rig.dev(0).block_nowait() == status::ok);
@@ -152,7 +152,7 @@ TEST_CASE("18: unblocking stops at the first device that is not blocked") {
   CHECK(held.ends == 1);
 }
 
-TEST_CASE("19: a second unblock fails and changes nothing") {
+TEST_CASE("scenario 19: a second unblock fails and changes nothing") {
   scsi_rig rig({running, running});
   REQUIRE(rig.adapter.block() == status::ok);
 
@@ -162,7 +162,7 @@ TEST_CASE("19: a second unblock fails and changes nothing") {
   CHECK(rig.states() == states{running, running});
 }
 
-TEST_CASE("20: an invalid new state fails at a host with devices, and at one without it does not") {
+TEST_CASE("scenario 20: an invalid new state fails at a host with devices, and at one without it does not") {
   scsi_rig rig;
   scsi_rig empty(states{});
   REQUIRE(rig.adapter.block() == status::ok);
@@ -174,7 +174,7 @@ TEST_CASE("20: an invalid new state fails at a host with devices, and at one wit
   CHECK(rig.adapter.unblock(running) == status::ok);
 }
 
-TEST_CASE("21: one unblock undoes two blocks") {
+TEST_CASE("scenario 21: one unblock undoes two blocks") {
   scsi_rig rig;
   counted_command item;
   CHECK(rig.adapter.block() == status::ok);
@@ -190,7 +190,7 @@ TEST_CASE("21: one unblock undoes two blocks") {
   rig.lld.complete_all();
 }
 
-TEST_CASE("23: blocking waits for the driver's calls under way") {
+TEST_CASE("scenario 23: blocking waits for the driver's calls under way") {
   scsi_rig rig({running, running});
   std::atomic<bool> inside{false};
   std::atomic<bool> leave{false};
@@ -213,7 +213,7 @@ TEST_CASE("23: blocking waits for the driver's calls under way") {
 }
 
 TEST_CASE(
-    "23: stress: between block and unblock the driver is not called, and no command is lost") {
+    "scenario 23: stress: between block and unblock the driver is not called, and no command is lost") {
   struct shared {
     std::atomic<bool> closed{false};
     std::atomic<int> intrusions{0};
@@ -313,7 +313,7 @@ TEST_CASE("stress: a device may be destroyed while the host's devices are walked
 // -- block_requests
 
 TEST_CASE(
-    "29: blocked requests are entered and held, PM ones too, and one unblock undoes two blocks") {
+    "scenario 29: blocked requests are entered and held, PM ones too, and one unblock undoes two blocks") {
   scsi_rig rig;
   counted_command normal, privileged;
   rig.adapter.block_requests();
@@ -330,7 +330,7 @@ TEST_CASE(
   CHECK(normal.ends + privileged.ends == 2);
 }
 
-TEST_CASE("29: blocking requests does not wait for the driver") {
+TEST_CASE("scenario 29: blocking requests does not wait for the driver") {
   scsi_rig rig;
   counted_command item;
   bool returned = false;
@@ -381,7 +381,7 @@ TEST_CASE("what is done to a target leaves the devices of another alone") {
 
 // -- states of the host
 
-TEST_CASE("2: a host goes where its table lets it, and no further") {
+TEST_CASE("scenario 2: a host goes where its table lets it, and no further") {
   scsi_rig rig;
 
   CHECK(rig.adapter.set_state(host_state::del) == status::invalid);
@@ -394,7 +394,7 @@ TEST_CASE("2: a host goes where its table lets it, and no further") {
 }
 
 TEST_CASE(
-    "30: while the host recovers every class is held, but for commands that would rather fail") {
+    "scenario 30: while the host recovers every class is held, but for commands that would rather fail") {
   scsi_rig rig;
   counted_command normal, privileged, impatient;
   REQUIRE(rig.adapter.begin_recovery() == status::ok);
@@ -414,7 +414,7 @@ TEST_CASE(
   rig.lld.complete_all();
 }
 
-TEST_CASE("30: a reset under way holds commands, and they go out soon after it") {
+TEST_CASE("scenario 30: a reset under way holds commands, and they go out soon after it") {
   scsi_rig rig;
   counted_command normal;
   rig.adapter.set_resetting(true);

@@ -57,7 +57,7 @@ host_state host_at(std::size_t n) { return static_cast<host_state>(n + 1); }
 
 TEST_SUITE("scsi_state") {
 
-TEST_CASE("1: of 81 pairs of device states 34 changes are legal, 9 are none, 38 illegal") {
+TEST_CASE("scenario 1: of 81 pairs of device states 34 changes are legal, 9 are none, 38 illegal") {
   int changes = 0, same = 0, illegal = 0;
   for (std::size_t from = 0; from < device_state_count; ++from) {
     for (std::size_t to = 0; to < device_state_count; ++to) {
@@ -73,7 +73,7 @@ TEST_CASE("1: of 81 pairs of device states 34 changes are legal, 9 are none, 38 
   CHECK(illegal == 38);
 }
 
-TEST_CASE("2: of 49 pairs of host states 11 changes are legal, 7 are none, 31 illegal") {
+TEST_CASE("scenario 2: of 49 pairs of host states 11 changes are legal, 7 are none, 31 illegal") {
   int changes = 0, same = 0, illegal = 0;
   for (std::size_t from = 0; from < host_state_count; ++from) {
     for (std::size_t to = 0; to < host_state_count; ++to) {
@@ -89,7 +89,7 @@ TEST_CASE("2: of 49 pairs of host states 11 changes are legal, 7 are none, 31 il
   CHECK(illegal == 31);
 }
 
-TEST_CASE("14: before 5.7-rc4 the table differs in one place: a quiesced device is not blocked") {
+TEST_CASE("scenario 14: before 5.7-rc4 the table differs in one place: a quiesced device is not blocked") {
   int differences = 0;
   for (std::size_t from = 0; from < device_state_count; ++from) {
     for (std::size_t to = 0; to < device_state_count; ++to) {

@@ -23,9 +23,14 @@
 #include <pmgate/platform/single.hpp>
 #include <pmgate/pm/freezer.hpp>
 #include <pmgate/pm/work_queue.hpp>
+#include <pmgate/scsi/bus_pm.hpp>
 #include <pmgate/scsi/device.hpp>
+#include <pmgate/scsi/eh.hpp>
 #include <pmgate/scsi/host.hpp>
+#include <pmgate/scsi/pause.hpp>
+#include <pmgate/scsi/policies.hpp>
 #include <pmgate/scsi/state.hpp>
+#include <pmgate/scsi/sysfs.hpp>
 #include <pmgate/status.hpp>
 #include <pmgate/version.hpp>
 #include <pmgate/vmbus/channel.hpp>

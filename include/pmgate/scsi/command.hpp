@@ -25,6 +25,9 @@ enum class command_flags : std::uint8_t {
   /// at hosts of the 5.7 generations, without meaning at v6_12.  Kernel: RQF_PREEMPT
   special = 4,
   fail_if_recovering = 8,  ///< fail rather than wait while the host recovers
+  /// A read or write, or without data: after a reset it is sent again. Others end with the
+  /// result the driver reports.  Kernel: what is not passed through
+  retry_after_reset = 16,
 };
 
 [[nodiscard]] constexpr command_flags operator|(command_flags a, command_flags b) noexcept {
@@ -81,9 +84,18 @@ class basic_command : public basic_request<Platform> {
   int result_word_ = 0;
   unsigned size_ = 0;
   bool fail_if_recovering_ = false;
+  bool retry_after_reset_ = false;
 };
 
 using command = basic_command<default_platform>;
+
+/// Where a device remembers one command that the driver has.
+template <platform Platform>
+struct basic_started_slot {
+  typename Platform::template atomic<basic_command<Platform>*> item{nullptr};
+};
+
+using started_slot = basic_started_slot<default_platform>;
 
 }  // namespace pmgate::scsi
 

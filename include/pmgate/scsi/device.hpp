@@ -85,11 +85,26 @@ class basic_device {
 
   /// Ends a command that the driver has taken.
   ///
-  /// Status BUSY and TASK SET FULL send it again instead, and RESERVATION CONFLICT is
-  /// reported as 0x118. Ends the countdowns of device, target and host.
+  /// Status BUSY and TASK SET FULL, and DID_RESET if it asked for that, send it again
+  /// instead; RESERVATION CONFLICT is reported as 0x118. Ends the countdowns of device,
+  /// target and host.
   /// Precondition: queuecommand has taken it, or is being called for it.
   /// Blocks: no, unless the callback does.  Kernel: scsi_done().
   void complete(command_type& item, int result_word = 0) noexcept;
+
+  /// Remembers from now on which commands the driver has, for complete_all().
+  ///
+  /// Precondition: one slot for each tag; they outlive the device. No command yet.
+  void track_started(basic_started_slot<Platform>* slots, unsigned count) noexcept {
+    slots_ = slots;
+    slot_count_ = count;
+  }
+
+  /// Ends every command that the driver has, as complete().
+  ///
+  /// Precondition: track_started(); the driver is offered nothing and completes nothing.
+  /// Returns: how many.  Kernel: scsi_host_complete_all_commands().
+  unsigned complete_all(int result_word) noexcept;
 
   // -- state
 
@@ -99,6 +114,8 @@ class basic_device {
   /// Returns: ok; invalid, and nothing changed.  Blocks: no.
   /// Kernel: scsi_device_set_state() under state_mutex.
   status set_state(device_state to) noexcept;
+  /// set_state(), if the state is `from`; else invalid.
+  status set_state_from(device_state from, device_state to) noexcept;
   /// Assigns the state whatever the table says; touches nothing else.
   ///
   /// Kernel: an assignment to sdev_state under state_mutex.
@@ -206,6 +223,7 @@ class basic_device {
   status block_undoably() noexcept;
   void end_undoably(bool undo) noexcept;
   void start_blocked(device_state new_state) noexcept;
+  void remember(command_type& item, command_type* what) noexcept;
 
   /// What a block that may be undone has found.
   struct undo {
@@ -220,6 +238,8 @@ class basic_device {
   typename Platform::template atomic<device_state> state_{device_state::created};
   typename Platform::template atomic<bool> offline_reported_{false};
   typename Platform::template atomic<std::uint32_t> sent_{0};
+  basic_started_slot<Platform>* slots_ = nullptr;
+  unsigned slot_count_ = 0;
   countdown count_;
   queue_type queue_;
   typename Platform::mutex state_lock_;  // state_'s writers and the next three
@@ -274,6 +294,12 @@ template <platform Platform>
 status basic_device<Platform>::set_state(device_state to) noexcept {
   const scoped_lock guard(state_lock_);
   return change_state(to);
+}
+
+template <platform Platform>
+status basic_device<Platform>::set_state_from(device_state from, device_state to) noexcept {
+  const scoped_lock guard(state_lock_);
+  return state() == from ? change_state(to) : status::invalid;
 }
 
 template <platform Platform>

@@ -281,6 +281,7 @@ inline constexpr int did_bus_busy = 0x20000;
 inline constexpr int did_abort = 0x50000;
 inline constexpr int did_error = 0x70000;
 inline constexpr int did_reset = 0x80000;
+inline constexpr int host_byte_mask = 0xff0000;
 /// Status bytes of a result word.
 inline constexpr int status_busy = 0x08;
 inline constexpr int status_reservation_conflict = 0x18;

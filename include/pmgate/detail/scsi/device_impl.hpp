@@ -31,6 +31,7 @@ status basic_device<Platform>::prepare(command_type& item, command_flags flags) 
   if (entered != status::ok) return entered;
   item.device_ = this;
   item.result_word_ = 0;
+  item.retry_after_reset_ = has(flags, command_flags::retry_after_reset);
   item.fail_if_recovering_ = has(flags, command_flags::fail_if_recovering);
   return status::ok;
 }
@@ -58,7 +59,9 @@ void basic_device<Platform>::complete(command_type& item, int result_word) noexc
     return;
   }
   const int status_byte = result_word & 0xff;
-  const bool again = status_byte == status_busy || status_byte == status_task_set_full;
+  const bool again = status_byte == status_busy || status_byte == status_task_set_full ||
+                     (item.retry_after_reset_ && (result_word & host_byte_mask) == did_reset);
+  remember(item, nullptr);
   target_.give();
   count_.give();
   if (again) {
@@ -83,6 +86,26 @@ void basic_device<Platform>::finish(command_type& item, int result_word,
                                     status outcome) noexcept {
   item.result_word_ = result_word;
   queue_.complete(item, outcome != status::ok || result_word == 0 ? outcome : status::io_error);
+}
+
+template <platform Platform>
+inline void basic_device<Platform>::remember(command_type& item, command_type* what) noexcept {
+  if (item.tag() >= slot_count_) return;
+  // [slot.set] release: pairs with [slot.take]; the last change before the driver, or by it.
+  slots_[item.tag()].item.store(what, std::memory_order_release);
+}
+
+template <platform Platform>
+unsigned basic_device<Platform>::complete_all(int result_word) noexcept {
+  unsigned ended = 0;
+  for (unsigned tag = 0; tag < slot_count_; ++tag) {
+    // [slot.take] acquire: pairs with [slot.set].
+    command_type* const item = slots_[tag].item.exchange(nullptr, std::memory_order_acquire);
+    if (item == nullptr) continue;
+    ++ended;
+    complete(*item, result_word);
+  }
+  return ended;
 }
 
 // -- dispatch
@@ -194,8 +217,10 @@ dispatch_status basic_device<Platform>::hand_over(command_type& item) noexcept {
     }
     // [sent.up] relaxed: as [sent.read]. Before the call: afterwards the device may be gone.
     (void)sent_.fetch_add(1, std::memory_order_relaxed);
+    remember(item, &item);
     refusal = host_.queuecommand(item);
     if (refusal == 0) [[likely]] return dispatch_status::ok;
+    remember(item, nullptr);
     // [sent.down] relaxed: as [sent.read].
     (void)sent_.fetch_sub(1, std::memory_order_relaxed);
   }

@@ -1,0 +1,275 @@
+// SPDX-License-Identifier: MIT
+//
+// pmgate/detail/scsi/host_impl.hpp - walks over the devices of a host, its states and
+// its own gates.
+//
+// Included by pmgate/scsi/host.hpp, whose members these are.
+//
+// Counterpart: scsi_host_block(), scsi_run_host_queues() and their like of Linux
+// (semantics only).
+#ifndef PMGATE_DETAIL_SCSI_HOST_IMPL_HPP
+#define PMGATE_DETAIL_SCSI_HOST_IMPL_HPP
+
+#include <atomic>
+#include <cstdint>
+
+#include <pmgate/scsi/host.hpp>
+
+namespace pmgate::scsi {
+
+// -- holding everything
+
+template <platform Platform>
+status basic_host<Platform>::block() noexcept {
+  const status blocked =
+      devices_.for_each(&is_gettable, [](device_type& entry) { return entry.block_nowait(); });
+  return blocked == status::ok ? wait_blocked() : blocked;
+}
+
+template <platform Platform>
+status basic_host<Platform>::wait_blocked() noexcept {
+  return devices_.for_each(&devices::is_any, [](device_type& entry) {
+    return entry.is_stopped() ? entry.wait_blocked() : status::ok;
+  });
+}
+
+template <platform Platform>
+status basic_host<Platform>::unblock(device_state new_state) noexcept {
+  return devices_.for_each(&is_gettable,
+                  [new_state](device_type& entry) { return entry.unblock(new_state); });
+}
+
+template <platform Platform>
+typename basic_host<Platform>::block_report basic_host<Platform>::try_block() noexcept {
+  const scoped_lock one_at_a_time(try_lock_);
+  block_report report;
+  report.result = devices_.for_each(&is_gettable, [&report](device_type& entry) {
+    const status blocked = entry.block_undoably();
+    if (blocked != status::ok) report.refused = &entry;
+    return blocked;
+  });
+  if (report.result == status::ok) report.result = wait_blocked();
+  const bool undo = report.result != status::ok;
+  (void)devices_.for_each(&devices::is_any, [undo](device_type& entry) {
+    entry.end_undoably(undo);
+    return status::ok;
+  });
+  return report;
+}
+
+template <platform Platform>
+typename basic_host<Platform>::block_report basic_host<Platform>::try_unblock(
+    device_state new_state) noexcept {
+  if (new_state != device_state::running && new_state != device_state::transport_offline) {
+    return {status::invalid};
+  }
+  (void)devices_.for_each(&devices::is_not_deleted, [new_state](device_type& entry) {
+    entry.start_blocked(new_state);
+    return status::ok;
+  });
+  return {};
+}
+
+template <platform Platform>
+status basic_host<Platform>::block_all_of(target_type* which) noexcept {
+  status result = status::ok;
+  (void)devices_.for_each(&is_gettable, [which, &result](device_type& entry) {
+    if (which != nullptr && &entry.target() != which) return status::ok;
+    const status blocked = entry.block_nowait();
+    if (blocked != status::ok) {
+      trace_event<Platform>("scsi: a device cannot be blocked", &entry);
+      result = blocked;
+    }
+    return status::ok;
+  });
+  const status waited = wait_blocked();
+  return waited == status::ok ? result : waited;
+}
+
+template <platform Platform>
+void basic_host<Platform>::unblock_all_of(target_type* which, device_state new_state) noexcept {
+  (void)devices_.for_each(&is_gettable, [which, new_state](device_type& entry) {
+    if (which == nullptr || &entry.target() == which) (void)entry.unblock(new_state);
+    return status::ok;
+  });
+}
+
+template <platform Platform>
+void basic_host<Platform>::target_quiesce(target_type& which) noexcept {
+  (void)devices_.for_each(&is_gettable, [&which](device_type& entry) {
+    if (&entry.target() == &which) (void)entry.quiesce();
+    return status::ok;
+  });
+}
+
+template <platform Platform>
+void basic_host<Platform>::target_resume(target_type& which) noexcept {
+  (void)devices_.for_each(&is_gettable, [&which](device_type& entry) {
+    if (&entry.target() == &which) entry.resume();
+    return status::ok;
+  });
+}
+
+template <platform Platform>
+void basic_host<Platform>::block_requests() noexcept {
+  // [self.block] release: pairs with [self.read].
+  self_blocked_.store(true, std::memory_order_release);
+}
+
+template <platform Platform>
+void basic_host<Platform>::unblock_requests() noexcept {
+  // [self.unblock] release: pairs with [self.read].
+  self_blocked_.store(false, std::memory_order_release);
+  run_queues();
+}
+
+template <platform Platform>
+void basic_host<Platform>::run_queues() noexcept {
+  (void)devices_.for_each(&devices::is_not_deleted, [](device_type& entry) {
+    entry.queue().run();
+    return status::ok;
+  });
+}
+
+template <platform Platform>
+unsigned basic_host<Platform>::complete_all(int result_word) noexcept {
+  unsigned ended = 0;
+  (void)devices_.for_each(&devices::is_any, [&ended, result_word](device_type& entry) {
+    ended += entry.complete_all(result_word);
+    return status::ok;
+  });
+  return ended;
+}
+
+/// Busy first, then whether the driver asked for rest. Counted before the second look at
+/// the recovery: whoever waits to have the host for himself counts this one.
+template <platform Platform>
+typename basic_host<Platform>::countdown::answer basic_host<Platform>::take() noexcept {
+  const typename countdown::answer room = count_.try_take();
+  if (room != countdown::answer::taken) return room;
+  if (!is_self_blocked() && !is_in_recovery()) [[likely]] return room;
+  give();
+  return countdown::answer::wait;
+}
+
+template <platform Platform>
+inline void basic_host<Platform>::give() noexcept {
+  count_.give();
+  if (is_in_recovery()) [[unlikely]] tell_handler();
+}
+
+template <platform Platform>
+void basic_host<Platform>::tell_handler() noexcept {
+  // [tell.add] release: pairs with [handler.seen] and [await.seen].
+  (void)recovery_.fetch_add(1, std::memory_order_release);
+  recovery_.wake_all();
+}
+
+// -- state
+
+/// Whoever sleeps until the recovery is over looks again.
+template <platform Platform>
+void basic_host<Platform>::assign_state(host_state to) noexcept {
+  // [host.set] seq_cst: pairs with [recovery.read], as [reset.set].
+  state_.store(to, std::memory_order_seq_cst);
+  tell_handler();
+}
+
+template <platform Platform>
+status basic_host<Platform>::change_state(host_state to) noexcept {
+  if (!can_transition(state(), to)) return status::invalid;
+  assign_state(to);
+  return status::ok;
+}
+
+template <platform Platform>
+status basic_host<Platform>::set_state(host_state to) noexcept {
+  const scoped_lock guard(state_lock_);
+  return change_state(to);
+}
+
+template <platform Platform>
+void basic_host<Platform>::force_state(host_state to) noexcept {
+  const scoped_lock guard(state_lock_);
+  assign_state(to);
+}
+
+template <platform Platform>
+status basic_host<Platform>::begin_recovery() noexcept {
+  const scoped_lock guard(state_lock_);
+  if (change_state(host_state::recovery) == status::ok) return status::ok;
+  return change_state(host_state::cancel_recovery);
+}
+
+template <platform Platform>
+status basic_host<Platform>::leave_recovery() noexcept {
+  const scoped_lock guard(state_lock_);
+  status left = change_state(host_state::running);
+  if (left != status::ok) left = change_state(host_state::cancel);
+  return left == status::ok ? left : change_state(host_state::del);
+}
+
+template <platform Platform>
+status basic_host<Platform>::end_recovery() noexcept {
+  const status left = leave_recovery();
+  if (left == status::ok) run_queues();
+  return left;
+}
+
+template <platform Platform>
+bool basic_host<Platform>::await_recovery(const device_type& which) noexcept {
+  for (;;) {
+    // [await.seen] acquire: pairs with [tell.add]; read before looking, slept on after.
+    const std::uint32_t seen = recovery_.load(std::memory_order_acquire);
+    if (!is_in_recovery()) break;
+    if constexpr (!Platform::can_block) {
+      Platform::misuse("await_recovery() would wait for ever: there is one thread only");
+      break;
+    }
+    recovery_.wait(seen);
+  }
+  return is_online(which.state());
+}
+
+template <platform Platform>
+void basic_host<Platform>::remove() noexcept {
+  {
+    const scoped_lock guard(state_lock_);
+    if (state() == host_state::cancel || state() == host_state::cancel_recovery) return;
+    if (change_state(host_state::cancel) != status::ok &&
+        change_state(host_state::cancel_recovery) != status::ok) {
+      return;
+    }
+  }
+  (void)devices_.for_each(&devices::is_not_deleted, [](device_type& entry) {
+    entry.remove();
+    return status::ok;
+  });
+  const scoped_lock guard(state_lock_);
+  if (change_state(host_state::del) != status::ok) (void)change_state(host_state::del_recovery);
+}
+
+template <platform Platform>
+void basic_host<Platform>::set_resetting(bool resetting) noexcept {
+  // [reset.set] seq_cst: pairs with [recovery.read].
+  resetting_.store(resetting, std::memory_order_seq_cst);
+  tell_handler();
+}
+
+template <platform Platform>
+inline bool basic_host<Platform>::is_in_recovery() const noexcept {
+  // [recovery.read] seq_cst: store-load with [take.count] and [give.count]; whoever has
+  // counted sees the recovery, or the recovery sees the count.
+  return scsi::is_in_recovery(state_.load(std::memory_order_seq_cst)) ||
+         resetting_.load(std::memory_order_seq_cst);
+}
+
+template <platform Platform>
+bool basic_host<Platform>::is_self_blocked() const noexcept {
+  // [self.read] acquire: pairs with [self.block] and [self.unblock].
+  return self_blocked_.load(std::memory_order_acquire);
+}
+
+}  // namespace pmgate::scsi
+
+#endif  // PMGATE_DETAIL_SCSI_HOST_IMPL_HPP

@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: MIT
+//
+// pmgate/scsi/bus_pm.hpp - what the SCSI bus does in system sleep: quiesce on the way
+// down, resume on the way up.
+//
+// The one rule to know: on the way up the device is resumed whatever its upper driver
+// said; and "bus quiesce" of a host or target means that nothing happened.
+//
+// Counterpart: drivers/scsi/scsi_pm.c of Linux (semantics only).
+#ifndef PMGATE_SCSI_BUS_PM_HPP
+#define PMGATE_SCSI_BUS_PM_HPP
+
+#include <pmgate/platform.hpp>
+#include <pmgate/scsi/host.hpp>
+#include <pmgate/status.hpp>
+
+namespace pmgate::scsi {
+
+/// The upper driver of a device: what it does on one event. Those left null do nothing;
+/// the driver of disks has no freeze and thaw, that of CD-ROMs has none of them.
+template <platform Platform>
+struct basic_upper_ops {
+  using callback = status (*)(basic_device<Platform>& which, void* context) noexcept;
+  callback suspend = nullptr;
+  callback resume = nullptr;
+  callback freeze = nullptr;
+  callback thaw = nullptr;
+  callback poweroff = nullptr;
+  callback restore = nullptr;
+  void* context = nullptr;
+};
+
+/// Which callback of basic_upper_ops.
+template <platform Platform>
+using upper_callback = typename basic_upper_ops<Platform>::callback basic_upper_ops<Platform>::*;
+
+/// Quiesces a device and calls its upper driver; what fails undoes the quiesce.
+///
+/// `event`: suspend, freeze or poweroff of basic_upper_ops.
+/// Returns: ok, and the device is in QUIESCE; else what quiesce() or the callback said.
+/// Blocks: as basic_device::quiesce(), and if the callback does.
+/// Kernel: scsi_dev_type_suspend().
+template <platform Platform>
+status bus_down(basic_device<Platform>& which, const basic_upper_ops<Platform>& upper,
+                upper_callback<Platform> event) noexcept {
+  status result = which.quiesce();
+  if (result != status::ok) return result;
+  if (upper.*event != nullptr) result = (upper.*event)(which, upper.context);
+  if (result != status::ok) which.resume();
+  return result;
+}
+
+/// Calls the upper driver while the device is still in QUIESCE, and resumes it in any case.
+///
+/// `event`: resume, thaw or restore of basic_upper_ops.
+/// Returns: what the callback said.  Blocks: if the callback does.
+/// Kernel: scsi_dev_type_resume().
+template <platform Platform>
+status bus_up(basic_device<Platform>& which, const basic_upper_ops<Platform>& upper,
+              upper_callback<Platform> event) noexcept {
+  status result = status::ok;
+  if (upper.*event != nullptr) result = (upper.*event)(which, upper.context);
+  which.resume();
+  return result;
+}
+
+/// Hosts and targets do nothing, down or up.
+template <platform Platform>
+status bus_down(basic_host<Platform>&, const basic_upper_ops<Platform>&,
+                upper_callback<Platform>) noexcept {
+  return status::ok;
+}
+template <platform Platform>
+status bus_up(basic_host<Platform>&, const basic_upper_ops<Platform>&,
+              upper_callback<Platform>) noexcept {
+  return status::ok;
+}
+template <platform Platform>
+status bus_down(basic_target<Platform>&, const basic_upper_ops<Platform>&,
+                upper_callback<Platform>) noexcept {
+  return status::ok;
+}
+template <platform Platform>
+status bus_up(basic_target<Platform>&, const basic_upper_ops<Platform>&,
+              upper_callback<Platform>) noexcept {
+  return status::ok;
+}
+
+}  // namespace pmgate::scsi
+
+#endif  // PMGATE_SCSI_BUS_PM_HPP
