@@ -5,6 +5,7 @@
 #include <array>
 #include <atomic>
 #include <cstddef>
+#include <functional>
 #include <memory>
 #include <string>
 #include <thread>
@@ -449,6 +450,73 @@ TEST_CASE("a state set while the driver is being called keeps the next command f
   CHECK(second.ends == 1);
 }
 
+/// Calls back when somebody is about to lock a mutex, here to get between two looks.
+struct hooked_platform : virtual_platform {
+  static std::function<void()>& before_lock() {
+    static std::function<void()> hook;
+    return hook;
+  }
+  class mutex : public virtual_platform::mutex {
+   public:
+    void lock() noexcept {
+      if (before_lock()) before_lock()();
+      virtual_platform::mutex::lock();
+    }
+  };
+};
+
+TEST_CASE("scenario 25: a device blocked between the two looks at its state is not sent anything") {
+  using pmgate::scsi::basic_command;
+  using pmgate::scsi::basic_host;
+  struct counting {
+    static int queuecommand(basic_host<hooked_platform>& adapter,
+                            basic_command<hooked_platform>& item) noexcept {
+      ++*static_cast<int*>(adapter.context());
+      adapter.complete(item);
+      return 0;
+    }
+  };
+  int calls = 0;
+  virtual_clock::reset();
+  pmgate::pm::basic_work_queue<hooked_platform> works("kblockd");
+  basic_host<hooked_platform> adapter({&counting::queuecommand, &calls});
+  pmgate::scsi::basic_target<hooked_platform> where(0, true);  // whose lock is in between
+  pmgate::scsi::basic_device<hooked_platform> dev(adapter, where, works);
+  basic_command<hooked_platform> item;
+  REQUIRE(dev.set_state(device_state::running) == status::ok);
+  bool armed = true;
+  hooked_platform::before_lock() = [&] {
+    if (dev.busy() == 1 && std::exchange(armed, false)) dev.force_state(device_state::block);
+  };
+  REQUIRE(dev.submit(item) == status::ok);
+  hooked_platform::before_lock() = nullptr;
+  const auto settle = [&] {
+    for (int n = 0; n < 100; ++n) {
+      while (works.run_pending()) {
+      }
+      virtual_clock::advance(3);
+    }
+  };
+  settle();
+
+  CHECK_FALSE(armed);
+  CHECK(calls == 0);
+  CHECK(dev.blocked() == 3);
+  CHECK(dev.sent() == 0);
+  CHECK(dev.busy() + adapter.busy() == 0);
+
+  dev.force_state(device_state::running);
+  settle();
+  CHECK(calls == 0);  // nobody ran the queue: it is no matter of time
+  dev.queue().run();
+  CHECK(calls == 0);  // two attempts are refused
+  dev.queue().run();
+  CHECK(calls == 0);
+  dev.queue().run();
+  CHECK(calls == 1);
+  CHECK(dev.sent() == 1);
+}
+
 TEST_CASE("scenario 26: after device-busy the third attempt gets through, after host-busy the seventh") {
   scsi_rig rig;
   counted_command item;
@@ -600,6 +668,78 @@ TEST_CASE("scenario 32: removing a blocked device fails what it holds, and lets 
   CHECK(rig.dev().submit(late.item, nowait) == status::again);
   rig.dev().remove();
   CHECK(rig.dev().queue().gate().depth() == 1);
+}
+
+TEST_CASE("the upper driver of a device that is removed gets its last commands through") {
+  scsi_rig rig;
+  struct upper {
+    static void unbind(device& which, void* context) noexcept {
+      auto& self = *static_cast<upper*>(context);
+      self.seen = which.state();
+      self.ordinary = which.submit(self.refused.item);
+      self.privileged = which.submit(self.last.item, pm);
+    }
+    device_state seen{};
+    status ordinary{}, privileged{};
+    counted_command refused, last;
+  } driver;
+  worker remover([&] { rig.dev().remove(&upper::unbind, &driver); });
+  rig.lld.await_taken(1);
+  CHECK(remover.is_blocked());
+  CHECK(rig.dev().state() == device_state::del);
+  rig.lld.complete_one();
+  remover.join();
+
+  CHECK(driver.seen == device_state::cancel);
+  CHECK(driver.refused.result() == did_error);
+  CHECK(driver.refused.item.result() == status::no_device);
+  CHECK(driver.last.result() == 0);
+}
+
+TEST_CASE("a removed device forgets its quiesce when it is resumed, and stays removed") {
+  scsi_rig rig;
+  REQUIRE(rig.dev().quiesce() == status::ok);
+  rig.dev().remove();
+  CHECK(rig.dev().queue().gate().pm_only() == 1);
+
+  rig.dev().resume();
+
+  CHECK(rig.dev().state() == device_state::del);
+  CHECK(rig.dev().queue().gate().pm_only() == 0);
+  CHECK(rig.dev().quiesced_by() == nobody{});
+}
+
+TEST_CASE("a scan ends running, that of a blocked device blocked") {
+  scsi_rig rig({device_state::created, device_state::created_block, device_state::cancel});
+
+  CHECK(rig.dev(0).finish_scan() == status::ok);
+  CHECK(rig.dev(1).finish_scan() == status::ok);
+  CHECK(rig.dev(2).finish_scan() == status::invalid);
+
+  CHECK(rig.dev(0).state() == device_state::running);
+  CHECK(rig.dev(1).state() == device_state::block);
+  CHECK(rig.dev(2).state() == device_state::cancel);
+}
+
+TEST_CASE("a command that is too long for the host ends with DID_ABORT, unsent") {
+  scsi_rig rig;
+  counted_command item;
+  item.item.set_size(261);
+
+  CHECK(rig.dev().submit(item.item) == status::ok);
+
+  CHECK(item.result() == pmgate::scsi::did_abort);
+  CHECK(rig.lld.calls() == 0);
+  CHECK(rig.adapter.busy() + rig.dev().busy() == 0);
+}
+
+TEST_CASE("a device is asked for its size when it is running and open to everybody") {
+  scsi_rig rig({device_state::running, device_state::block});
+  CHECK(rig.adapter.rescan(rig.dev(0)) == status::ok);
+  CHECK(rig.adapter.rescan(rig.dev(1)) == status::again);
+  REQUIRE(rig.dev(0).quiesce() == status::ok);
+  CHECK(rig.adapter.rescan(rig.dev(0)) == status::again);
+  rig.dev(0).resume();
 }
 
 // -- generations

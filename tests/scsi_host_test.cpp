@@ -2,7 +2,9 @@
 //
 // scsi_host_test.cpp - all devices of a host: block, unblock, targets, recovery; the
 // numbers are those of the scenarios in the specification of SCSI.
+#include <array>
 #include <atomic>
+#include <cstddef>
 #include <memory>
 #include <optional>
 #include <thread>
@@ -241,36 +243,103 @@ TEST_CASE(
     real_device second(adapter, where, works);
     (void)first.set_state(running);
     (void)second.set_state(running);
-    std::atomic<bool> stop{false};
+    constexpr int threads = 8;
+    constexpr int commands_each = 10000;
+    std::atomic<int> at_work{threads};
     {
       std::vector<std::unique_ptr<worker>> submitters;
-      for (int n = 0; n < 4; ++n) {
+      for (int n = 0; n < threads; ++n) {
         real_device& where_to = n % 2 == 0 ? first : second;
         submitters.push_back(std::make_unique<worker>([&] {
           real_command item;
-          while (!stop) {
+          for (int i = 0; i < commands_each; ++i) {
             if (where_to.execute(item) == status::ok && item.result_word() == 0) ++sent;
           }
+          --at_work;
         }));
       }
-      int cycles = 0;
-      for (time_limit limit(300); limit; ++cycles) {
-        CHECK(adapter.block() == status::ok);
+      int refused = 0;
+      while (at_work != 0) {
+        if (adapter.block() != status::ok) ++refused;
         seen.closed = true;
         std::this_thread::yield();
         seen.closed = false;
-        CHECK(adapter.unblock(running) == status::ok);
+        if (adapter.unblock(running) != status::ok) ++refused;
         std::this_thread::yield();
       }
-      CHECK(cycles > 0);
-      stop = true;
+      CHECK(refused == 0);
     }
+    CHECK(sent == threads * commands_each);
     CHECK(seen.intrusions == 0);
     CHECK(seen.delivered == sent);
     CHECK(adapter.busy() == 0);
   }
   works.stop();
   runner.join();
+}
+
+// -- all or nothing
+
+TEST_CASE("a refused try_block names the device, and leaves everything as it was") {
+  scsi_rig rig({running, quiesce, created, offline, created_block, block, transport_offline,
+                running});
+  const states before = rig.states();
+
+  const auto report = rig.adapter.try_block();
+
+  CHECK(report.result == status::invalid);
+  CHECK(report.refused == &rig.dev(6));
+  CHECK(rig.states() == before);
+  for (std::size_t n = 0; n < before.size(); ++n) CHECK_FALSE(rig.dev(n).is_stopped());
+  counted_command item;
+  CHECK(rig.dev(0).submit(item.item) == status::ok);
+  CHECK(rig.lld.has(item.item));
+  rig.lld.complete_all();
+}
+
+TEST_CASE("try_block may be called twice, and what was blocked before survives a refusal") {
+  scsi_rig rig({running, running});
+  REQUIRE(rig.dev(0).block_nowait() == status::ok);
+
+  CHECK(rig.adapter.try_block().result == status::ok);
+  CHECK(rig.adapter.try_block().result == status::ok);
+  CHECK(rig.states() == states{block, block});
+  CHECK(rig.dev(1).queue().quiesce_depth() == 1);
+
+  rig.dev(1).force_state(transport_offline);
+  CHECK(rig.adapter.try_block().refused == &rig.dev(1));
+  CHECK(rig.dev(0).state() == block);
+  CHECK(rig.dev(0).is_stopped());
+  CHECK(rig.adapter.try_unblock(running).result == status::ok);
+}
+
+TEST_CASE("try_block passes over devices that are being removed, and knows before 5.7-rc4") {
+  scsi_rig rig({cancel, running, del});
+  scsi_rig old({running, quiesce}, scsi_generation::v5_7_rc3);
+
+  CHECK(rig.adapter.try_block().result == status::ok);
+  CHECK(rig.states() == states{cancel, block, del});
+  CHECK(old.adapter.try_block().refused == &old.dev(1));
+  CHECK(old.states() == states{running, quiesce});
+
+  CHECK(rig.adapter.try_unblock(running).refused == nullptr);
+}
+
+TEST_CASE("try_unblock may be called twice, and starts what was left stopped") {
+  scsi_rig rig({running, running, created, transport_offline});
+  counted_command first, second;
+  for (std::size_t n = 0; n < 3; ++n) REQUIRE(rig.dev(n).block_nowait() == status::ok);
+  REQUIRE(rig.dev(1).set_state(running) == status::ok);
+  REQUIRE(rig.dev(0).submit(first.item) == status::ok);
+  REQUIRE(rig.dev(1).submit(second.item) == status::ok);
+
+  CHECK(rig.adapter.try_unblock(offline).result == status::invalid);
+  CHECK(rig.adapter.try_unblock(running).result == status::ok);
+  CHECK(rig.adapter.try_unblock(running).result == status::ok);
+
+  CHECK(rig.states() == states{running, running, created, transport_offline});
+  rig.finish_all();
+  CHECK(first.ends + second.ends == 2);
 }
 
 TEST_CASE("stress: a device may be destroyed while the host's devices are walked") {
@@ -344,6 +413,99 @@ TEST_CASE("scenario 29: blocking requests does not wait for the driver") {
 
   CHECK(returned);
   rig.lld.complete_all();
+}
+
+// -- who waits for others
+
+TEST_CASE("a device that waits for room at the host is run by another one's completion") {
+  scsi_rig rig({running, running}, scsi_generation::v6_12, 0, 1);
+  counted_command first, second;
+  REQUIRE(rig.dev(0).submit(first.item) == status::ok);
+  REQUIRE(rig.dev(1).submit(second.item) == status::ok);
+  CHECK(rig.lld.taken() == 1);
+
+  rig.lld.complete_one();
+  rig.run_works();  // and no time passes
+
+  CHECK(rig.lld.has(second.item));
+  rig.lld.complete_all();
+  CHECK(rig.adapter.busy() == 0);
+}
+
+TEST_CASE("of the devices of a single-LUN target one is busy at a time") {
+  scsi_rig rig({running, running}, scsi_generation::v6_12, 0, 0, true);
+  std::array<counted_command, 3> items;
+  REQUIRE(rig.dev(0).submit(items[0].item) == status::ok);
+  REQUIRE(rig.dev(1).submit(items[1].item) == status::ok);
+  REQUIRE(rig.dev(0).submit(items[2].item) == status::ok);
+  CHECK(rig.lld.taken() == 2);
+  CHECK_FALSE(rig.lld.has(items[1].item));
+
+  rig.lld.complete_one();
+  rig.settle();
+  CHECK_FALSE(rig.lld.has(items[1].item));
+  rig.lld.complete_one();
+  rig.run_works();
+
+  CHECK(rig.lld.has(items[1].item));
+  rig.lld.complete_all();
+}
+
+TEST_CASE("a device that waits may be destroyed with another one's command under way") {
+  scsi_rig rig({running, running}, scsi_generation::v6_12, 0, 1);
+  counted_command first, second;
+  REQUIRE(rig.dev(0).submit(first.item) == status::ok);
+  REQUIRE(rig.dev(1).submit(second.item) == status::ok);
+  rig.dev(1).force_state(del);
+  rig.settle();
+  CHECK(second.result() == did_no_connect);
+
+  rig.devices.pop_back();
+  rig.lld.complete_all();
+
+  CHECK(first.ends == 1);
+}
+
+// -- what the driver had
+
+TEST_CASE("everything the driver has is completed at once, and what was promised a retry is sent") {
+  scsi_rig rig({running, running});
+  std::array<std::array<pmgate::scsi::basic_started_slot<virtual_platform>, 16>, 2> slots;
+  for (std::size_t n = 0; n < 2; ++n) rig.dev(n).track_started(slots[n].data(), 16);
+  counted_command passed, written, held;
+  REQUIRE(rig.dev(0).submit(passed.item) == status::ok);
+  REQUIRE(rig.dev(1).submit(written.item, command_flags::retry_after_reset) == status::ok);
+  REQUIRE(rig.adapter.block() == status::ok);
+  REQUIRE(rig.dev(0).submit(held.item) == status::ok);
+  rig.lld.forget_all();
+
+  CHECK(rig.adapter.complete_all(pmgate::scsi::did_reset) == 2);
+  CHECK(rig.adapter.complete_all(pmgate::scsi::did_reset) == 0);
+
+  CHECK(passed.result() == pmgate::scsi::did_reset);
+  CHECK(passed.ends == 1);
+  CHECK(written.ends + held.ends == 0);
+  CHECK(rig.adapter.unblock(running) == status::ok);
+  rig.finish_all();
+  CHECK(written.ends == 1);
+  CHECK(written.result() == 0);
+  CHECK(held.ends == 1);
+}
+
+TEST_CASE("removing a host removes its devices, also while it recovers") {
+  scsi_rig rig({running, block});
+  scsi_rig recovering;
+  REQUIRE(recovering.adapter.begin_recovery() == status::ok);
+
+  rig.adapter.remove();
+  recovering.adapter.remove();
+
+  CHECK(rig.adapter.state() == host_state::del);
+  CHECK(rig.states() == states{del, del});
+  CHECK(recovering.adapter.state() == host_state::del_recovery);
+  CHECK(recovering.dev().state() == del);
+  rig.adapter.remove();
+  CHECK(rig.adapter.state() == host_state::del);
 }
 
 // -- targets

@@ -81,6 +81,11 @@ class driver {
     while (complete_one()) {
     }
   }
+  /// What it has it has no more: somebody else completes that.
+  void forget_all() {
+    const std::scoped_lock lock(mutex_);
+    taken_.clear();
+  }
 
   std::vector<int> refusals;                  ///< answers of the next calls
   std::function<void(command&)> on_call;      ///< to be set with one thread running
@@ -101,8 +106,10 @@ inline void bring_to(device& which, device_state state) {
 /// A host with devices behind one target.
 struct scsi_rig {
   explicit scsi_rig(std::vector<device_state> states = {device_state::running},
-                    scsi_generation generation = scsi_generation::v6_12, int can_queue = 0)
-      : adapter({&driver::queuecommand, &lld, generation}), where(can_queue) {
+                    scsi_generation generation = scsi_generation::v6_12, int can_queue = 0,
+                    int host_can_queue = 0, bool single_lun = false)
+      : adapter({&driver::queuecommand, &lld, generation, host_can_queue}),
+        where(can_queue, single_lun) {
     for (const device_state state : states) {
       devices.push_back(std::make_unique<device>(adapter, where, works,
                                                  pmgate::scsi::device_limits{8, 16}));
@@ -114,6 +121,11 @@ struct scsi_rig {
     std::vector<device_state> all;
     for (const auto& each : devices) all.push_back(each->state());
     return all;
+  }
+  /// Runs what is to be run now.
+  void run_works() {
+    while (works.run_pending()) {
+    }
   }
   /// Runs what is to be run, now and within the next tenth of a second.
   void settle() {
