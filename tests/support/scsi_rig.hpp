@@ -65,21 +65,28 @@ class driver {
   void await_taken(std::size_t n) {
     while (taken() < n) std::this_thread::yield();
   }
+  /// The command it took first, which it has no more; null if there is none.
+  command* take_one() {
+    const std::scoped_lock lock(mutex_);
+    if (taken_.empty()) return nullptr;
+    command* const item = taken_.front();
+    taken_.erase(taken_.begin());
+    return item;
+  }
   /// Completes the command it took first. Returns: false if it has none.
   bool complete_one(int result_word = 0) {
-    command* item = nullptr;
-    {
-      const std::scoped_lock lock(mutex_);
-      if (taken_.empty()) return false;
-      item = taken_.front();
-      taken_.erase(taken_.begin());
-    }
+    command* const item = take_one();
+    if (item == nullptr) return false;
     item->device().complete(*item, result_word);
     return true;
   }
   void complete_all() {
     while (complete_one()) {
     }
+  }
+  void forget(const command& item) {
+    const std::scoped_lock lock(mutex_);
+    std::erase(taken_, &item);
   }
   /// What it has it has no more: somebody else completes that.
   void forget_all() {

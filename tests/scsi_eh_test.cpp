@@ -1,0 +1,353 @@
+// SPDX-License-Identifier: MIT
+//
+// scsi_eh_test.cpp - the error handler: when it runs, what it does, and its own commands;
+// the numbers are those of the scenarios in the specification of SCSI.
+#include <atomic>
+#include <functional>
+#include <thread>
+#include <type_traits>
+#include <vector>
+
+#include <doctest/doctest.h>
+
+#include <pmgate/scsi/eh.hpp>
+
+#include "support/scsi_rig.hpp"
+
+using pmgate::status;
+using pmgate::scsi::did_error;
+using pmgate::scsi::did_no_connect;
+using pmgate::scsi::host_state;
+using testing::command;
+using testing::device;
+using testing::device_state;
+using testing::host;
+using testing::scsi_rig;
+using testing::virtual_clock;
+using testing::virtual_platform;
+using testing::worker;
+using error_handler = pmgate::scsi::basic_error_handler<virtual_platform>;
+using enum device_state;
+
+static_assert(!std::is_copy_constructible_v<error_handler>);
+static_assert(!std::is_move_constructible_v<error_handler>);
+
+namespace {
+
+constexpr auto one_second = std::chrono::seconds(1);
+
+struct counted_command {
+  static void on_done(command& item) noexcept {
+    ++static_cast<counted_command*>(item.context())->ends;
+  }
+  int result() const { return item.result_word(); }
+  std::atomic<int> ends{0};
+  command item{&on_done, this};
+};
+
+/// A rig with a handler whose strategy is the test's.
+struct eh_rig : scsi_rig {
+  explicit eh_rig(std::vector<device_state> states = {running}) : scsi_rig(std::move(states)) {}
+  static eh_rig& of(error_handler& handler) { return *static_cast<eh_rig*>(handler.context()); }
+
+  static void abort(host& adapter, command& item) noexcept {
+    auto& self = *static_cast<testing::driver*>(adapter.context());
+    self.forget(item);
+  }
+  static void recover(error_handler& handler) noexcept {
+    if (of(handler).strategy) of(handler).strategy(handler);
+  }
+  static command* door_lock(device&) noexcept { return lock_command; }
+
+  /// Fails the command the driver took first.
+  command& fail_one() {
+    command& item = *lld.take_one();
+    REQUIRE(handler.add(item) == status::ok);
+    return item;
+  }
+
+  static inline command* lock_command = nullptr;
+  std::function<void(error_handler&)> strategy;
+  error_handler handler{adapter, {&abort, &recover, &door_lock, this}};
+};
+
+}  // namespace
+
+TEST_SUITE("scsi_eh") {
+
+// -- the handler's commands
+
+TEST_CASE("scenario 31: a command of the handler waits for a blocked device, 100 ms at a time") {
+  eh_rig rig;
+  command item;
+  std::int64_t sent_at = -1;
+  rig.lld.on_call = [&](command&) { sent_at = virtual_clock::now(); };
+  REQUIRE(rig.dev().block_nowait() == status::ok);
+  virtual_clock::on_sleep() = [&] {
+    if (virtual_clock::now() < 250) return;
+    if (rig.dev().state() == block) (void)rig.dev().unblock(running);
+    rig.lld.complete_all();
+  };
+
+  CHECK(rig.handler.send(rig.dev(), item, one_second) == status::ok);
+
+  CHECK(sent_at >= 250);
+  CHECK(sent_at <= 350);
+  CHECK(item.result_word() == 0);
+}
+
+TEST_CASE("scenario 31: a device that stays blocked fails the command when its time is over") {
+  eh_rig rig;
+  command item;
+  REQUIRE(rig.dev().block_nowait() == status::ok);
+
+  CHECK(rig.handler.send(rig.dev(), item, one_second) == status::timed_out);
+
+  CHECK(virtual_clock::now() == 1000);
+  CHECK(rig.lld.calls() == 0);
+}
+
+TEST_CASE("scenario 31: quiesce, created-blocked and a closed entry do not hold the handler") {
+  eh_rig rig({quiesce, created_block, offline, running});
+  for (std::size_t n = 0; n < 4; ++n) {
+    rig.dev(n).queue().set_pm_only();
+    rig.dev(n).queue().quiesce_nowait();
+    command item;
+    virtual_clock::reset();
+    virtual_clock::on_sleep() = [&] { rig.lld.complete_one(did_no_connect); };
+    CHECK(rig.handler.send(rig.dev(n), item, one_second) == status::ok);
+    CHECK(item.result_word() == did_no_connect);
+    rig.dev(n).queue().unquiesce();
+    rig.dev(n).queue().clear_pm_only();
+  }
+  CHECK(rig.lld.calls() == 4);
+}
+
+TEST_CASE("scenario 31: blocking waits for the driver's call with a command of the handler") {
+  eh_rig rig;
+  command item;
+  std::atomic<bool> inside{false};
+  std::atomic<bool> leave{false};
+  rig.lld.on_call = [&](command& called) {
+    inside = true;
+    while (!leave) std::this_thread::yield();
+    called.device().complete(called);
+  };
+  worker handler([&] { CHECK(rig.handler.send(rig.dev(), item, one_second) == status::ok); });
+  while (!inside) std::this_thread::yield();
+  worker blocker([&] { CHECK(rig.adapter.block() == status::ok); });
+  CHECK(blocker.is_blocked());
+
+  leave = true;
+
+  handler.join();
+  blocker.join();
+  CHECK(rig.dev().state() == block);
+}
+
+TEST_CASE("a driver that refuses the handler's command is asked again every 100 ms") {
+  eh_rig rig;
+  command item;
+  rig.lld.refusals = {pmgate::scsi::host_busy, pmgate::scsi::device_busy};
+  std::vector<std::int64_t> calls;
+  rig.lld.on_call = [&](command&) { calls.push_back(virtual_clock::now()); };
+  virtual_clock::on_sleep() = [&] { rig.lld.complete_all(); };
+
+  CHECK(rig.handler.send(rig.dev(), item, one_second) == status::ok);
+
+  CHECK(calls == std::vector<std::int64_t>{0, 100, 200});
+  CHECK(rig.adapter.blocked() == 0);
+  CHECK(rig.dev().blocked() == 0);
+}
+
+TEST_CASE("a command of the handler that is not answered is aborted") {
+  eh_rig rig;
+  command item;
+
+  CHECK(rig.handler.send(rig.dev(), item, one_second) == status::timed_out);
+
+  CHECK(virtual_clock::now() == 1000);
+  CHECK(rig.lld.calls() == 1);
+  CHECK(rig.lld.taken() == 0);
+}
+
+// -- recoveries
+
+TEST_CASE("a failed command holds the host, and the handler waits until the rest is done") {
+  eh_rig rig({running, running});
+  counted_command failing, slow, held;
+  int recoveries = 0;
+  rig.strategy = [&](error_handler& handler) {
+    ++recoveries;
+    handler.finish(*handler.next_failed(), did_error);
+  };
+  REQUIRE(rig.dev(0).submit(failing.item) == status::ok);
+  REQUIRE(rig.dev(1).submit(slow.item) == status::ok);
+
+  rig.fail_one();
+  CHECK(rig.adapter.state() == host_state::recovery);
+  REQUIRE(rig.dev(1).submit(held.item) == status::ok);
+  rig.settle();
+  CHECK(rig.lld.calls() == 2);
+  CHECK_FALSE(rig.handler.run_pending());
+  rig.lld.complete_one();
+  CHECK(rig.handler.run_pending());
+
+  CHECK(recoveries == 1);
+  CHECK(rig.adapter.state() == host_state::running);
+  CHECK(failing.ends == 1);
+  CHECK(failing.result() == did_error);
+  rig.settle();
+  CHECK(rig.lld.has(held.item));
+  rig.lld.complete_all();
+  CHECK_FALSE(rig.handler.run_pending());
+}
+
+TEST_CASE("a command that the handler retries goes out again after the recovery") {
+  eh_rig rig;
+  counted_command item;
+  rig.strategy = [&](error_handler& handler) {
+    handler.retry(*handler.next_failed());
+    rig.settle();
+    CHECK(rig.lld.calls() == 1);
+  };
+  REQUIRE(rig.dev().submit(item.item) == status::ok);
+  rig.fail_one();
+
+  CHECK(rig.handler.run_pending());
+  rig.settle();
+
+  CHECK(rig.lld.has(item.item));
+  rig.lld.complete_all();
+  CHECK(item.ends == 1);
+  CHECK(item.result() == 0);
+}
+
+TEST_CASE("what the strategy leaves is given up: the device goes offline, from block as well") {
+  eh_rig rig({running, running, running});
+  std::vector<counted_command> items(3);
+  for (std::size_t n = 0; n < 3; ++n) REQUIRE(rig.dev(n).submit(items[n].item) == status::ok);
+  REQUIRE(rig.dev(1).block_nowait() == status::ok);
+  REQUIRE(rig.dev(2).set_state(cancel) == status::ok);
+  for (int n = 0; n < 3; ++n) rig.fail_one();
+  CHECK(rig.handler.failed() == 3);
+
+  CHECK(rig.handler.run_pending());
+
+  CHECK(rig.states() == std::vector<device_state>{offline, offline, cancel});
+  for (const counted_command& each : items) CHECK(each.result() == did_error);
+  CHECK(rig.handler.failed() == 0);
+  CHECK(rig.adapter.busy() == 0);
+}
+
+TEST_CASE("cause for a recovery that comes during one is another round of the same") {
+  eh_rig rig;
+  counted_command item, held;
+  int rounds = 0;
+  rig.strategy = [&](error_handler& handler) {
+    if (++rounds == 1) REQUIRE(handler.schedule() == status::ok);
+    if (command* const failed = handler.next_failed()) handler.finish(*failed, 0);
+  };
+  REQUIRE(rig.dev().submit(item.item) == status::ok);
+  rig.fail_one();
+
+  CHECK(rig.handler.run_pending());
+  CHECK(item.ends == 1);
+  CHECK(rig.adapter.is_in_recovery());
+  REQUIRE(rig.dev().submit(held.item) == status::ok);
+  CHECK(rig.lld.calls() == 1);
+  CHECK(rig.handler.run_pending());
+
+  CHECK(rounds == 2);
+  CHECK_FALSE(rig.adapter.is_in_recovery());
+  rig.settle();
+  CHECK(rig.lld.has(held.item));
+  rig.lld.complete_all();
+}
+
+TEST_CASE("a recovery without a failed command runs when nothing is under way") {
+  eh_rig rig;
+  int recoveries = 0;
+  rig.strategy = [&](error_handler&) { ++recoveries; };
+  REQUIRE(rig.handler.schedule() == status::ok);
+  CHECK(rig.adapter.is_in_recovery());
+
+  CHECK(rig.handler.run_pending());
+
+  CHECK(recoveries == 1);
+  CHECK_FALSE(rig.adapter.is_in_recovery());
+}
+
+TEST_CASE("a removed host takes no failed commands") {
+  eh_rig rig;
+  rig.adapter.remove();
+
+  CHECK(rig.handler.schedule() == status::invalid);
+  CHECK_FALSE(rig.adapter.is_in_recovery());
+}
+
+TEST_CASE("after a recovery the door is locked again, unless the entry is closed") {
+  eh_rig rig({running, running});
+  counted_command lock;
+  eh_rig::lock_command = &lock.item;
+  REQUIRE(rig.dev(1).quiesce() == status::ok);  // whose lock command is refused
+  rig.dev(0).remove();                           // and this one is not asked for one
+  REQUIRE(rig.handler.schedule() == status::ok);
+  CHECK(rig.handler.run_pending());
+  CHECK(rig.lld.calls() == 0);
+
+  rig.dev(1).resume();
+  REQUIRE(rig.handler.schedule() == status::ok);
+  CHECK(rig.handler.run_pending());
+  rig.settle();
+
+  CHECK(rig.lld.has(lock.item));
+  rig.lld.complete_all();
+  eh_rig::lock_command = nullptr;
+}
+
+TEST_CASE("the handler's thread runs recoveries until it is stopped") {
+  eh_rig rig;
+  counted_command item;
+  rig.strategy = [](error_handler& handler) { handler.finish(*handler.next_failed(), 0); };
+  worker thread([&] { rig.handler.run(); });
+  REQUIRE(rig.dev().submit(item.item) == status::ok);
+
+  rig.fail_one();
+  CHECK(rig.adapter.await_recovery(rig.dev()));
+
+  CHECK(item.ends == 1);
+  rig.handler.stop();
+  thread.join();
+}
+
+TEST_CASE("who waits for the end of a recovery is told whether the device is online") {
+  scsi_rig rig({running, offline});
+  REQUIRE(rig.adapter.begin_recovery() == status::ok);
+  std::atomic<int> online{0};
+  worker first([&] { online += rig.adapter.await_recovery(rig.dev(0)) ? 1 : 0; });
+  worker second([&] { online += rig.adapter.await_recovery(rig.dev(1)) ? 10 : 0; });
+  CHECK(first.is_blocked());
+  CHECK(second.is_blocked());
+
+  CHECK(rig.adapter.end_recovery() == status::ok);
+  first.join();
+  second.join();
+
+  CHECK(online == 1);
+}
+
+TEST_CASE("an error handler that is destroyed with failed commands reports") {
+  scsi_rig rig;
+  counted_command item;
+  REQUIRE(rig.dev().submit(item.item) == status::ok);
+  {
+    error_handler handler(rig.adapter, {&eh_rig::abort});
+    command& failed = *rig.lld.take_one();
+    REQUIRE(handler.add(failed) == status::ok);
+  }
+  CHECK(rig.misuse.take() == 1);
+  rig.adapter.complete(item.item);
+}
+
+}  // TEST_SUITE
