@@ -190,6 +190,8 @@ class basic_request_queue : public basic_queue_gate<Platform> {
 
   /// Quiesces in force.
   [[nodiscard]] int quiesce_depth() const noexcept { return dispatch_.sections().depth(); }
+  /// The gate of dispatch, for what is done to many queues. Unquiesces go through the queue.
+  [[nodiscard]] basic_quiesce_gate<Platform>& sections() noexcept { return dispatch_.sections(); }
   /// The driver's context.
   [[nodiscard]] void* context() const noexcept { return ops_.context; }
   /// Where its tags come from; a set of its own if it was not given one.

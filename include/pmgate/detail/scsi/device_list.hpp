@@ -50,6 +50,10 @@ class device_list {
   template <class Visit>
   status for_each(filter_fn wanted, Visit visit) noexcept;
 
+  /// The dispatch gates of the devices whose queue is stopped, as a range; it holds each
+  /// device while it is visited.
+  class stopped_gates;
+
   /// The device waits for a completion of another one.  Kernel: starved_list.
   void note_starved(device_type& entry) noexcept;
   /// Runs the queues of those that wait, asynchronously.
@@ -139,6 +143,40 @@ status device_list<Platform>::for_each(filter_fn wanted, Visit visit) noexcept {
   }
   return status::ok;
 }
+
+template <platform Platform>
+class device_list<Platform>::stopped_gates {
+ public:
+  struct sentinel {};
+  class iterator {
+   public:
+    explicit iterator(device_list& list) noexcept : list_(list) { ++*this; }
+    ~iterator() {
+      if (at_ != nullptr) list_.leave(*at_);
+    }
+    iterator(const iterator&) = delete;
+    iterator& operator=(const iterator&) = delete;
+
+    auto& operator*() const noexcept { return at_->queue().sections(); }
+    iterator& operator++() noexcept {
+      do at_ = list_.next_device(at_, &is_any);
+      while (at_ != nullptr && !at_->is_stopped());
+      return *this;
+    }
+    friend bool operator!=(const iterator& self, sentinel) noexcept { return self.at_ != nullptr; }
+
+   private:
+    device_list& list_;
+    device_type* at_ = nullptr;
+  };
+
+  explicit stopped_gates(device_list& list) noexcept : list_(list) {}
+  iterator begin() noexcept { return iterator(list_); }
+  sentinel end() const noexcept { return {}; }
+
+ private:
+  device_list& list_;
+};
 
 // -- who waits for others
 

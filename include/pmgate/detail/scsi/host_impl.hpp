@@ -13,6 +13,7 @@
 #include <atomic>
 #include <cstdint>
 
+#include <pmgate/block/many_gates.hpp>
 #include <pmgate/scsi/host.hpp>
 
 namespace pmgate::scsi {
@@ -26,11 +27,10 @@ status basic_host<Platform>::block() noexcept {
   return blocked == status::ok ? wait_blocked() : blocked;
 }
 
+/// One grace period for all devices.
 template <platform Platform>
 status basic_host<Platform>::wait_blocked() noexcept {
-  return devices_.for_each(&devices::is_any, [](device_type& entry) {
-    return entry.is_stopped() ? entry.wait_blocked() : status::ok;
-  });
+  return wait_quiesced_all(typename devices::stopped_gates(devices_));
 }
 
 template <platform Platform>
