@@ -325,6 +325,45 @@ TEST_CASE("try_block passes over devices that are being removed, and knows befor
   CHECK(rig.adapter.try_unblock(running).refused == nullptr);
 }
 
+TEST_CASE("many devices are blocked with one grace period, and none if it is refused") {
+  using testing::deferred_platform;
+  using slow_device = pmgate::scsi::basic_device<deferred_platform>;
+  struct no_driver {
+    static int queuecommand(pmgate::scsi::basic_host<deferred_platform>&,
+                            pmgate::scsi::basic_command<deferred_platform>&) noexcept {
+      return 0;
+    }
+  };
+  testing::grace().reset();
+  testing::grace().serve_at_once(true);
+  pmgate::pm::basic_work_queue<deferred_platform> works("kblockd");
+  pmgate::scsi::basic_host<deferred_platform> adapter({&no_driver::queuecommand});
+  pmgate::scsi::basic_target<deferred_platform> where;
+  std::vector<std::unique_ptr<slow_device>> devices;
+  for (int n = 0; n < 64; ++n) {
+    devices.push_back(std::make_unique<slow_device>(
+        adapter, where, works, pmgate::scsi::device_limits{}, pmgate::gate_start::atomic));
+    REQUIRE(devices.back()->set_state(running) == status::ok);
+  }
+  const int before = testing::grace().synchronized() + testing::grace().requested();
+
+  CHECK(adapter.block() == status::ok);
+  CHECK(testing::grace().synchronized() + testing::grace().requested() == before + 1);
+  CHECK(adapter.unblock(running) == status::ok);
+  CHECK(adapter.block_targets() == status::ok);
+  CHECK(testing::grace().synchronized() + testing::grace().requested() == before + 2);
+  adapter.targets_unblock(running);
+
+  testing::grace().refuse(1);
+  CHECK(adapter.try_block().result == status::not_permitted);
+  for (const auto& each : devices) CHECK(each->state() == running);
+  for (const auto& each : devices) CHECK_FALSE(each->is_stopped());
+  testing::grace().refuse(1);
+  CHECK(adapter.block() == status::not_permitted);
+  CHECK(devices.back()->state() == block);
+  CHECK(adapter.unblock(running) == status::ok);
+}
+
 TEST_CASE("try_unblock may be called twice, and starts what was left stopped") {
   scsi_rig rig({running, running, created, transport_offline});
   counted_command first, second;

@@ -92,7 +92,7 @@ using command = basic_command<default_platform>;
 /// Where a device remembers one command that the driver has.
 template <platform Platform>
 struct basic_started_slot {
-  typename Platform::template atomic<basic_command<Platform>*> item{nullptr};
+  typename Platform::template atomic<std::uintptr_t> item{0};  // a pointer; 0: none
 };
 
 using started_slot = basic_started_slot<default_platform>;

@@ -11,6 +11,8 @@
 #define PMGATE_DETAIL_SCSI_DEVICE_IMPL_HPP
 
 #include <atomic>
+#include <bit>
+#include <cstdint>
 
 #include <pmgate/scsi/device.hpp>
 
@@ -92,7 +94,7 @@ template <platform Platform>
 inline void basic_device<Platform>::remember(command_type& item, command_type* what) noexcept {
   if (item.tag() >= slot_count_) return;
   // [slot.set] release: pairs with [slot.take]; the last change before the driver, or by it.
-  slots_[item.tag()].item.store(what, std::memory_order_release);
+  slots_[item.tag()].item.store(std::bit_cast<std::uintptr_t>(what), std::memory_order_release);
 }
 
 template <platform Platform>
@@ -100,10 +102,10 @@ unsigned basic_device<Platform>::complete_all(int result_word) noexcept {
   unsigned ended = 0;
   for (unsigned tag = 0; tag < slot_count_; ++tag) {
     // [slot.take] acquire: pairs with [slot.set].
-    command_type* const item = slots_[tag].item.exchange(nullptr, std::memory_order_acquire);
-    if (item == nullptr) continue;
+    const std::uintptr_t item = slots_[tag].item.exchange(0, std::memory_order_acquire);
+    if (item == 0) continue;
     ++ended;
-    complete(*item, result_word);
+    complete(*std::bit_cast<command_type*>(item), result_word);
   }
   return ended;
 }
