@@ -175,7 +175,7 @@ class basic_host {
   /// While set the host counts as recovering: a reset is under way.
   ///
   /// Runs nothing; what is held goes out within 3 ms.  Kernel: tmf_in_progress.
-  void set_resetting(bool resetting) noexcept;
+  void set_resetting(bool is_under_way) noexcept;
 
   // -- the driver's side
 
@@ -226,14 +226,17 @@ class basic_host {
   void give() noexcept;
   void tell_handler() noexcept;
   int queuecommand(command_type& item) noexcept { return driver_.queuecommand(*this, item); }
+  static constexpr std::uint32_t recovering = 1;  // the state says so
+  static constexpr std::uint32_t resetting = 2;
+  static constexpr std::uint32_t self_blocked = 4;
+  void hold(std::uint32_t reason, bool on) noexcept;
   void assign_state(host_state to) noexcept;
   status change_state(host_state to) noexcept;
   status leave_recovery() noexcept;
 
   const template_type driver_;
   typename Platform::template atomic<host_state> state_{host_state::running};
-  typename Platform::template atomic<bool> resetting_{false};
-  typename Platform::template atomic<bool> self_blocked_{false};
+  typename Platform::template atomic<std::uint32_t> held_{0};  // why commands wait, as bits
   countdown count_;
   devices devices_;
   typename Platform::mutex state_lock_;       // state_'s writers

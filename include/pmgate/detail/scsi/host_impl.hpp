@@ -111,15 +111,24 @@ void basic_host<Platform>::target_resume(target_type& which) noexcept {
 }
 
 template <platform Platform>
+void basic_host<Platform>::hold(std::uint32_t reason, bool on) noexcept {
+  if (on) {
+    // [held.set] seq_cst: pairs with [held.read].
+    (void)held_.fetch_or(reason, std::memory_order_seq_cst);
+  } else {
+    // [held.clear] seq_cst: as [held.set].
+    (void)held_.fetch_and(~reason, std::memory_order_seq_cst);
+  }
+}
+
+template <platform Platform>
 void basic_host<Platform>::block_requests() noexcept {
-  // [self.block] release: pairs with [self.read].
-  self_blocked_.store(true, std::memory_order_release);
+  hold(self_blocked, true);
 }
 
 template <platform Platform>
 void basic_host<Platform>::unblock_requests() noexcept {
-  // [self.unblock] release: pairs with [self.read].
-  self_blocked_.store(false, std::memory_order_release);
+  hold(self_blocked, false);
   run_queues();
 }
 
@@ -147,7 +156,8 @@ template <platform Platform>
 typename basic_host<Platform>::countdown::answer basic_host<Platform>::take() noexcept {
   const typename countdown::answer room = count_.try_take();
   if (room != countdown::answer::taken) return room;
-  if (!is_self_blocked() && !is_in_recovery()) [[likely]] return room;
+  // [held.take] seq_cst: as [held.read].
+  if (held_.load(std::memory_order_seq_cst) == 0) [[likely]] return room;
   give();
   return countdown::answer::wait;
 }
@@ -170,8 +180,9 @@ void basic_host<Platform>::tell_handler() noexcept {
 /// Whoever sleeps until the recovery is over looks again.
 template <platform Platform>
 void basic_host<Platform>::assign_state(host_state to) noexcept {
-  // [host.set] seq_cst: pairs with [recovery.read], as [reset.set].
-  state_.store(to, std::memory_order_seq_cst);
+  // [host.set] release: pairs with [host.state].
+  state_.store(to, std::memory_order_release);
+  hold(recovering, scsi::is_in_recovery(to));
   tell_handler();
 }
 
@@ -250,24 +261,22 @@ void basic_host<Platform>::remove() noexcept {
 }
 
 template <platform Platform>
-void basic_host<Platform>::set_resetting(bool resetting) noexcept {
-  // [reset.set] seq_cst: pairs with [recovery.read].
-  resetting_.store(resetting, std::memory_order_seq_cst);
+void basic_host<Platform>::set_resetting(bool is_under_way) noexcept {
+  hold(resetting, is_under_way);
   tell_handler();
 }
 
 template <platform Platform>
 inline bool basic_host<Platform>::is_in_recovery() const noexcept {
-  // [recovery.read] seq_cst: store-load with [take.count] and [give.count]; whoever has
+  // [held.read] seq_cst: store-load with [take.count] and [give.count]; whoever has
   // counted sees the recovery, or the recovery sees the count.
-  return scsi::is_in_recovery(state_.load(std::memory_order_seq_cst)) ||
-         resetting_.load(std::memory_order_seq_cst);
+  return (held_.load(std::memory_order_seq_cst) & (recovering | resetting)) != 0;
 }
 
 template <platform Platform>
 bool basic_host<Platform>::is_self_blocked() const noexcept {
-  // [self.read] acquire: pairs with [self.block] and [self.unblock].
-  return self_blocked_.load(std::memory_order_acquire);
+  // [self.read] acquire: pairs with [held.set] and [held.clear].
+  return (held_.load(std::memory_order_acquire) & self_blocked) != 0;
 }
 
 }  // namespace pmgate::scsi
