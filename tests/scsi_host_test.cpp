@@ -531,6 +531,24 @@ TEST_CASE("everything the driver has is completed at once, and what was promised
   CHECK(held.ends == 1);
 }
 
+TEST_CASE("what the driver has completed or refused is not completed with the rest") {
+  scsi_rig rig;
+  std::array<pmgate::scsi::basic_started_slot<virtual_platform>, 16> slots;
+  rig.dev().track_started(slots.data(), 16);
+  counted_command ended, refused;
+  REQUIRE(rig.dev().submit(ended.item) == status::ok);
+  rig.lld.complete_one();
+  rig.lld.refusals = {pmgate::scsi::host_busy};
+  REQUIRE(rig.dev().submit(refused.item) == status::ok);
+
+  CHECK(rig.adapter.complete_all(pmgate::scsi::did_reset) == 0);
+
+  CHECK(ended.ends == 1);
+  CHECK(refused.ends == 0);
+  rig.finish_all();
+  CHECK(refused.ends == 1);
+}
+
 TEST_CASE("removing a host removes its devices, also while it recovers") {
   scsi_rig rig({running, block});
   scsi_rig recovering;
