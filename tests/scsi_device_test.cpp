@@ -628,6 +628,23 @@ TEST_CASE("executed commands overtake what is held, submitted ones queue up behi
   CHECK(order == std::vector<command*>{&internal.item, &first.item, &second.item});
 }
 
+TEST_CASE("a command that is sent again goes behind what is held") {
+  scsi_rig rig;
+  counted_command retried, held;
+  REQUIRE(rig.dev().submit(retried.item) == status::ok);
+  REQUIRE(rig.dev().block_nowait() == status::ok);
+  REQUIRE(rig.dev().submit(held.item) == status::ok);
+  rig.lld.complete_one(pmgate::scsi::status_busy);
+  rig.settle();
+  std::vector<const command*> order;
+  rig.lld.on_call = [&](command& item) { order.push_back(&item); };
+
+  CHECK(rig.dev().unblock(device_state::running) == status::ok);
+  rig.finish_all();
+
+  CHECK(order == std::vector<const command*>{&held.item, &retried.item});
+}
+
 TEST_CASE("no more commands than the depth are with the driver at a time") {
   scsi_rig rig;
   std::array<counted_command, 12> items;

@@ -538,9 +538,9 @@ TEST_CASE("what the driver has completed or refused is not completed with the re
   counted_command ended, refused;
   REQUIRE(rig.dev().submit(ended.item) == status::ok);
   rig.lld.complete_one();
+  CHECK(rig.adapter.complete_all(pmgate::scsi::did_reset) == 0);
   rig.lld.refusals = {pmgate::scsi::host_busy};
   REQUIRE(rig.dev().submit(refused.item) == status::ok);
-
   CHECK(rig.adapter.complete_all(pmgate::scsi::did_reset) == 0);
 
   CHECK(ended.ends == 1);

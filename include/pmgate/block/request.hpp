@@ -97,6 +97,12 @@ class basic_request {
   /// What it was completed with.
   [[nodiscard]] status result() const noexcept { return result_; }
 
+ protected:
+  /// The driver has prepared it: requeued, it goes behind what is queued and not before.
+  ///
+  /// Precondition: the driver has it.  Kernel: RQF_DONTPREP.
+  void mark_prepared() noexcept { prepared_ = true; }
+
  private:
   friend class basic_request_queue<Platform>;
   friend class detail::dispatcher<Platform>;
@@ -114,6 +120,7 @@ class basic_request {
   std::uint16_t tag_ = 0;
   request_kind kind_ = request_kind::passthrough;
   bool pm_ = false;
+  bool prepared_ = false;
   place place_ = place::user;
 };
 

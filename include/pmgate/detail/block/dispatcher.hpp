@@ -331,7 +331,8 @@ void dispatcher<Platform>::on_requeue(work_type& work) noexcept {
   auto& self = *static_cast<dispatcher*>(work.context());
   self.lock_.lock();
   for (list batch = self.requeued_.take(); !batch.empty();) {
-    self.park_locked(batch.pop_front(), true);
+    request_type& rq = batch.pop_front();
+    self.park_locked(rq, !rq.prepared_);
   }
   self.run_unlock();
 }

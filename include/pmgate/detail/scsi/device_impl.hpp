@@ -76,6 +76,7 @@ void basic_device<Platform>::complete(command_type& item, int result_word) noexc
   host_.give();
   host_.devices_.run_starved();
   if (again) {
+    item.mark_prepared();
     queue_.requeue(item);
     return;
   }
