@@ -204,10 +204,10 @@ void compare(const outcome& v5_7_rc3, const outcome& v5_7, const outcome& v6_12)
   } rules[] = {{"5.7-rc3", scsi_generation::v5_7_rc3, v5_7_rc3},
                {"5.7", scsi_generation::v5_7, v5_7},
                {"6.12", scsi_generation::v6_12, v6_12}};
-  for (const auto& [name, generation, expected] : rules) {
-    const outcome seen = run_workload<Policy>(generation);
-    show<Policy>(name, seen);
-    CHECK_MESSAGE(seen == expected, Policy::name, " under the rules of ", name);
+  for (const auto& each : rules) {
+    const outcome seen = run_workload<Policy>(each.generation);
+    show<Policy>(each.name, seen);
+    CHECK_MESSAGE(seen == each.expected, Policy::name, " under the rules of ", each.name);
   }
 }
 
