@@ -38,7 +38,7 @@ class busy_countdown {
 
   /// Counts one in, unless there is no room or the countdown is not over.
   [[nodiscard]] answer try_take() noexcept {
-    // [take.count] seq_cst: store-load with [held.read]: who begins a recovery counts
+    // [take.count] seq_cst: store-load with [held.read]; either who begins a recovery counts
     // this one, or this one sees the recovery. What is counted the queue's lock orders.
     const int before = busy_.fetch_add(1, std::memory_order_seq_cst);
     if ((limit_ == 0 || before < limit_) && (blocked() == 0 || (before == 0 && count_down()))) {
@@ -49,8 +49,8 @@ class busy_countdown {
   }
   /// Counts one out.
   void give() noexcept {
-    // [give.count] seq_cst: store-load with [held.read]: who waits for the recovery to
-    // have the host for itself sees this, or is told.
+    // [give.count] seq_cst: store-load with [held.read]; either who waits in a recovery to
+    // have the host for itself sees this, or this one sees the recovery and tells him.
     (void)busy_.fetch_sub(1, std::memory_order_seq_cst);
   }
 
@@ -65,7 +65,8 @@ class busy_countdown {
   }
 
   [[nodiscard]] int busy() const noexcept {
-    // [busy.read] seq_cst: pairs with [take.count] and [give.count]; to others a hint.
+    // [busy.read] seq_cst: either it sees what [take.count] and [give.count] have counted,
+    // or those see the recovery; to others a hint.
     return busy_.load(std::memory_order_seq_cst);
   }
   [[nodiscard]] int blocked() const noexcept {

@@ -113,11 +113,12 @@ void basic_host<Platform>::target_resume(target_type& which) noexcept {
 template <platform Platform>
 void basic_host<Platform>::hold(std::uint32_t reason, bool on) noexcept {
   if (on) {
-    // [held.set] seq_cst: pairs with [held.read].
+    // [held.set] seq_cst: store-load with [busy.read]; either [held.take] sees it, or
+    // [busy.read] sees the command.
     (void)held_.fetch_or(reason, std::memory_order_seq_cst);
   } else {
-    // [held.clear] seq_cst: as [held.set].
-    (void)held_.fetch_and(~reason, std::memory_order_seq_cst);
+    // [held.clear] release: pairs with [held.read].
+    (void)held_.fetch_and(~reason, std::memory_order_release);
   }
 }
 
@@ -156,7 +157,8 @@ template <platform Platform>
 typename basic_host<Platform>::countdown::answer basic_host<Platform>::take() noexcept {
   const typename countdown::answer room = count_.try_take();
   if (room != countdown::answer::taken) return room;
-  // [held.take] seq_cst: as [held.read].
+  // [held.take] seq_cst: store-load with [take.count]; either this sees the recovery, or
+  // the recovery counts this one.
   if (held_.load(std::memory_order_seq_cst) == 0) [[likely]] return room;
   give();
   return countdown::answer::wait;
@@ -268,8 +270,8 @@ void basic_host<Platform>::set_resetting(bool is_under_way) noexcept {
 
 template <platform Platform>
 inline bool basic_host<Platform>::is_in_recovery() const noexcept {
-  // [held.read] seq_cst: store-load with [take.count] and [give.count]; whoever has
-  // counted sees the recovery, or the recovery sees the count.
+  // [held.read] seq_cst: store-load with [give.count]; either whoever has counted sees the
+  // recovery, or the recovery sees the count.
   return (held_.load(std::memory_order_seq_cst) & (recovering | resetting)) != 0;
 }
 
