@@ -305,9 +305,15 @@ void dispatcher<Platform>::issue_unlock(request_type& rq) noexcept {
   sections_.end_dispatch();
 }
 
+/// Somebody may be about to put a request back that was refused before this call: it is
+/// not in the lists yet. He runs the queue himself then, see put_back().
 template <platform Platform>
 void dispatcher<Platform>::run_async_unlock() noexcept {
-  if (wants_run_locked()) run_soon();  // under the lock: afterwards all may be over
+  if (wants_run_locked()) {
+    run_soon();  // under the lock: afterwards all may be over
+  } else if (passed_.empty() && bios_.empty()) {
+    restart_ = false;
+  }
   lock_.unlock();
 }
 
