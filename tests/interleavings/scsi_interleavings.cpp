@@ -22,7 +22,7 @@ namespace scsi = pmgate::scsi;
 using enum scsi::device_state;
 
 /// A host with hardware that queuecommand reads, and that whoever silenced the host writes.
-template <class P, std::size_t Devices, int HostQueue = 0>
+template <class P, std::size_t Devices, int HostQueue = 0, std::size_t Commands = Devices>
 struct host_with {
   static int queuecommand(scsi::basic_host<P>& host, scsi::basic_command<P>& item) noexcept {
     auto& self = *static_cast<host_with*>(host.context());
@@ -44,7 +44,7 @@ struct host_with {
     for (auto& each : devices) (void)each->set_state(running);
   }
   void submit(std::size_t n) {
-    if (devices[n]->submit(commands[n]) != status::ok) commands[n].refused = true;
+    if (devices[n % Devices]->submit(commands[n]) != status::ok) commands[n].refused = true;
   }
   /// What waits for the clock is offered now; what waits for nothing is lost.
   void check() {
@@ -77,7 +77,7 @@ struct host_with {
   pm::basic_work_queue<P> works{"kblockd", pm::work_queue_flags::none, 0};
   scsi::basic_host<P> host{{.queuecommand = &queuecommand, .context = this, .can_queue = HostQueue}};
   scsi::basic_target<P> target;
-  sent commands[Devices];
+  sent commands[Commands];
   std::optional<scsi::basic_device<P>> devices[Devices];
 };
 template <class P>
@@ -86,6 +86,17 @@ template <class P>
 using two_devices = host_with<P, 2>;
 template <class P>
 using two_devices_one_command = host_with<P, 2, 1>;
+
+template <class P>
+using two_commands = host_with<P, 1, 0, 2>;
+/// The second device cannot be blocked.
+template <class P>
+struct one_refusing : host_with<P, 2> {
+  one_refusing() {
+    this->devices[1]->force_state(transport_offline);
+    this->commands[1].refused = true;
+  }
+};
 
 constexpr auto submit_first = [](auto& s) { s.submit(0); };
 constexpr auto submit_second = [](auto& s) { s.submit(1); };
@@ -126,6 +137,29 @@ TEST_CASE("scenario 23: the same by chance, with blocks that come again") {
 TEST_CASE("nobody is behind the back of a block that is all or nothing") {
   hold_on_all_models<one_device>("submit x try_block and try_unblock", {.preemptions = 2},
                                  submit_first, try_block_and_unblock);
+}
+
+TEST_CASE("a block that nobody waits for loses nothing either") {
+  hold_on_all_models<one_device>("submit x block_nowait and unblock", {.preemptions = 3},
+                                 submit_first, [](auto& s) {
+                                   (void)s.devices[0]->block_nowait();
+                                   (void)s.devices[0]->unblock(running);
+                                 });
+  hold_on_all_models<two_commands>("two submit x block_nowait and unblock", {.preemptions = 1},
+                                   submit_first, submit_second, [](auto& s) {
+                                     (void)s.devices[0]->block_nowait();
+                                     (void)s.devices[0]->unblock(running);
+                                   });
+}
+
+TEST_CASE("a try_block that is refused loses no command on the way back") {
+  hold_on_all_models<one_refusing>("submit x try_block, refused", {.preemptions = 3},
+                                   submit_first, [](auto& s) {
+                                     const auto report = s.host.try_block();
+                                     sim::expect(report.result == status::invalid &&
+                                                     report.refused == &*s.devices[1],
+                                                 "try_block() was not refused");
+                                   });
 }
 
 TEST_CASE("two who block at once do not disturb each other's commands") {
