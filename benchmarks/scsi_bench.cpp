@@ -38,6 +38,14 @@ class pmgate::basic_freeze_gate<ungated_platform> {
   explicit basic_freeze_gate(gate_start = gate_start::percpu) noexcept {}
   [[nodiscard]] status enter(enter_flags = {}) noexcept { return status::ok; }
   void exit(std::intptr_t = 1) noexcept {}
+  void switch_to_percpu() noexcept {}
+  status freeze_start() noexcept { return status::ok; }
+  status freeze_start(bool& closed_it) noexcept {
+    closed_it = false;
+    return status::ok;
+  }
+  status freeze_wait() noexcept { return status::ok; }
+  void unfreeze() noexcept {}
 };
 
 template <>
@@ -46,6 +54,9 @@ class pmgate::basic_quiesce_gate<ungated_platform> {
   [[nodiscard]] bool try_dispatch() noexcept { return true; }
   void end_dispatch() noexcept {}
   status quiesce() noexcept { return status::ok; }
+  void quiesce_nowait() noexcept {}
+  status wait_quiesced() noexcept { return status::ok; }
+  bool unquiesce() noexcept { return false; }
   [[nodiscard]] int depth() const noexcept { return 0; }
 };
 

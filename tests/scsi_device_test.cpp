@@ -82,7 +82,8 @@ TEST_CASE("scenario 1: of 81 pairs exactly the legal ones change the state") {
   }
 }
 
-TEST_CASE("scenario 1: setting the state a device has keeps the offline report, a change clears it") {
+TEST_CASE(
+    "scenario 1: setting the state a device has keeps the offline report, a change clears it") {
   scsi_rig rig({device_state::offline});
   counted_command failing;
   CHECK(rig.dev().submit(failing.item) == status::ok);
@@ -128,7 +129,8 @@ TEST_CASE("scenario 3: quiesce drains and closes the entry to normal commands, r
   CHECK(t2.join() == status::ok);
 }
 
-TEST_CASE("scenario 4: while quiesce drains PM commands wait as well, afterwards they get through") {
+TEST_CASE(
+    "scenario 4: while quiesce drains PM commands wait as well, afterwards they get through") {
   scsi_rig rig;
   counted_command first;
   REQUIRE(rig.dev().submit(first.item) == status::ok);
@@ -354,7 +356,8 @@ TEST_CASE("scenario 20: a device is unblocked to running or transport-offline on
   CHECK(rig.lld.calls() == 0);
 }
 
-TEST_CASE("scenario 22: a device blocked while being scanned is created again, unless blocked twice") {
+TEST_CASE(
+    "scenario 22: a device blocked while being scanned is created again, unless blocked twice") {
   scsi_rig rig({device_state::created});
 
   CHECK(rig.dev().block_nowait() == status::ok);
@@ -517,7 +520,8 @@ TEST_CASE("scenario 25: a device blocked between the two looks at its state is n
   CHECK(dev.sent() == 1);
 }
 
-TEST_CASE("scenario 26: after device-busy the third attempt gets through, after host-busy the seventh") {
+TEST_CASE(
+    "scenario 26: after device-busy the third attempt gets through, after host-busy the seventh") {
   scsi_rig rig;
   counted_command item;
   rig.lld.refusals = {pmgate::scsi::device_busy};
@@ -663,7 +667,8 @@ TEST_CASE("no more commands than the depth are with the driver at a time") {
 
 // -- removal
 
-TEST_CASE("scenario 32: removing a blocked device fails what it holds, and lets nobody in any more") {
+TEST_CASE(
+    "scenario 32: removing a blocked device fails what it holds, and lets nobody in any more") {
   scsi_rig rig;
   std::array<counted_command, 3> held;
   REQUIRE(rig.dev().block_nowait() == status::ok);
@@ -761,7 +766,8 @@ TEST_CASE("a device is asked for its size when it is running and open to everybo
 
 // -- generations
 
-TEST_CASE("scenario 34: before 5.11 a special command passes a quiesced device, since then it waits") {
+TEST_CASE(
+    "scenario 34: before 5.11 a special command passes a quiesced device, since then it waits") {
   scsi_rig before({device_state::running}, scsi_generation::v5_7);
   scsi_rig since;
   counted_command old_poll, new_poll;

@@ -291,7 +291,7 @@ TEST_CASE("after a recovery the door is locked again, unless the entry is closed
   counted_command lock;
   eh_rig::lock_command = &lock.item;
   REQUIRE(rig.dev(1).quiesce() == status::ok);  // whose lock command is refused
-  rig.dev(0).remove();                           // and this one is not asked for one
+  rig.dev(0).remove();                          // and this one is not asked for one
   REQUIRE(rig.handler.schedule() == status::ok);
   CHECK(rig.handler.run_pending());
   CHECK(rig.lld.calls() == 0);

@@ -98,7 +98,9 @@ TEST_CASE("scenario 14: before 5.7-rc4 a quiesced device is not blocked and not 
   rig.dev().resume();
 }
 
-TEST_CASE("scenario 16: blocking a host blocks what can be blocked and passes over what is being removed") {
+TEST_CASE(
+    "scenario 16: blocking a host blocks what can be blocked and passes over what is being "
+    "removed") {
   scsi_rig rig({running, quiesce, created, offline, block, created_block, cancel, del});
 
   CHECK(rig.adapter.block() == status::ok);
@@ -164,7 +166,9 @@ TEST_CASE("scenario 19: a second unblock fails and changes nothing") {
   CHECK(rig.states() == states{running, running});
 }
 
-TEST_CASE("scenario 20: an invalid new state fails at a host with devices, and at one without it does not") {
+TEST_CASE(
+    "scenario 20: an invalid new state fails at a host with devices, and at one without it does "
+    "not") {
   scsi_rig rig;
   scsi_rig empty(states{});
   REQUIRE(rig.adapter.block() == status::ok);
@@ -215,7 +219,8 @@ TEST_CASE("scenario 23: blocking waits for the driver's calls under way") {
 }
 
 TEST_CASE(
-    "scenario 23: stress: between block and unblock the driver is not called, and no command is lost") {
+    "scenario 23: stress: between block and unblock the driver is not called, and no command is "
+    "lost") {
   struct shared {
     std::atomic<bool> closed{false};
     std::atomic<int> intrusions{0};
@@ -281,8 +286,8 @@ TEST_CASE(
 // -- all or nothing
 
 TEST_CASE("a refused try_block names the device, and leaves everything as it was") {
-  scsi_rig rig({running, quiesce, created, offline, created_block, block, transport_offline,
-                running});
+  scsi_rig rig(
+      {running, quiesce, created, offline, created_block, block, transport_offline, running});
   const states before = rig.states();
 
   const auto report = rig.adapter.try_block();
@@ -421,7 +426,8 @@ TEST_CASE("stress: a device may be destroyed while the host's devices are walked
 // -- block_requests
 
 TEST_CASE(
-    "scenario 29: blocked requests are entered and held, PM ones too, and one unblock undoes two blocks") {
+    "scenario 29: blocked requests are entered and held, PM ones too, and one unblock undoes two "
+    "blocks") {
   scsi_rig rig;
   counted_command normal, privileged;
   rig.adapter.block_requests();
@@ -613,7 +619,8 @@ TEST_CASE("scenario 2: a host goes where its table lets it, and no further") {
 }
 
 TEST_CASE(
-    "scenario 30: while the host recovers every class is held, but for commands that would rather fail") {
+    "scenario 30: while the host recovers every class is held, but for commands that would rather "
+    "fail") {
   scsi_rig rig;
   counted_command normal, privileged, impatient;
   REQUIRE(rig.adapter.begin_recovery() == status::ok);

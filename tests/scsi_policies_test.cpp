@@ -114,8 +114,8 @@ struct machine {
   }
 
   testing::misuse_log misuse;
-  pmgate::pm::basic_work_queue<virtual_platform> works{
-      "kblockd", pmgate::pm::work_queue_flags::none, 0};
+  pmgate::pm::basic_work_queue<virtual_platform> works{"kblockd",
+                                                       pmgate::pm::work_queue_flags::none, 0};
   bool up = true;
   bool comes_back = true;
   status reset_answer = status::ok;
@@ -190,8 +190,8 @@ outcome run_workload(scsi_generation generation) {
 template <class Policy>
 void show(const char* generation, const outcome& seen) {
   std::printf("  %-22s %-8s %-8s %-8s %7d %5d %8d %11d %10d\n", Policy::name, generation,
-              to_string(seen.suspended), to_string(seen.resumed), seen.refused, seen.held, seen.bounced, seen.violations,
-              seen.completed);
+              to_string(seen.suspended), to_string(seen.resumed), seen.refused, seen.held,
+              seen.bounced, seen.violations, seen.completed);
 }
 
 /// The same under the three rules.
@@ -223,9 +223,9 @@ TEST_CASE("one workload through every policy, under the rules of three kernels")
                      {.refused = 1, .violations = 3, .completed = 4},
                      {.refused = 2, .violations = 2, .completed = 4});
   // Before 5.7-rc4 a quiesced device is not blocked, and nobody notices.
-  compare<unheeded_block>({.resumed = status::invalid, .refused = 1, .violations = 3, .completed = 4},
-                          {.refused = 1, .held = 3, .completed = 4},
-                          {.refused = 2, .held = 2, .completed = 4});
+  compare<unheeded_block>(
+      {.resumed = status::invalid, .refused = 1, .violations = 3, .completed = 4},
+      {.refused = 1, .held = 3, .completed = 4}, {.refused = 2, .held = 2, .completed = 4});
   // Here somebody does: the suspend fails, and the hardware stays.
   compare<heeded_block>({.suspended = status::invalid, .refused = 1, .completed = 4},
                         {.refused = 1, .held = 3, .completed = 4},

@@ -89,7 +89,9 @@ TEST_CASE("scenario 2: of 49 pairs of host states 11 changes are legal, 7 are no
   CHECK(illegal == 31);
 }
 
-TEST_CASE("scenario 14: before 5.7-rc4 the table differs in one place: a quiesced device is not blocked") {
+TEST_CASE(
+    "scenario 14: before 5.7-rc4 the table differs in one place: a quiesced device is not "
+    "blocked") {
   int differences = 0;
   for (std::size_t from = 0; from < device_state_count; ++from) {
     for (std::size_t to = 0; to < device_state_count; ++to) {

@@ -51,9 +51,8 @@ TEST_CASE("scenario 36: a quiesced or blocked device cannot be set running by ha
 TEST_CASE("scenario 36: an offline device set running has its queue run and is rescanned") {
   scsi_rig rig;
   scans = 0;
-  host adapter({.queuecommand = &testing::driver::queuecommand,
-                .context = &rig.lld,
-                .rescan = &rescan});
+  host adapter(
+      {.queuecommand = &testing::driver::queuecommand, .context = &rig.lld, .rescan = &rescan});
   device dev(adapter, rig.where, rig.works);
   command held;
   REQUIRE(dev.set_state(running) == status::ok);
@@ -73,7 +72,8 @@ TEST_CASE("scenario 36: an offline device set running has its queue run and is r
 
 TEST_CASE("scenario 36: a running device takes running and offline, and no other word") {
   scsi_rig rig;
-  for (const char* const word : {"blocked", "quiesce", "created", "RUNNING", "", "run", "running "}) {
+  for (const char* const word :
+       {"blocked", "quiesce", "created", "RUNNING", "", "run", "running "}) {
     CHECK(store_state(rig.dev(), word) == status::invalid);
   }
   CHECK(rig.dev().state() == running);

@@ -75,7 +75,8 @@ struct host_with {
 
   sim::guarded<int> hardware;
   pm::basic_work_queue<P> works{"kblockd", pm::work_queue_flags::none, 0};
-  scsi::basic_host<P> host{{.queuecommand = &queuecommand, .context = this, .can_queue = HostQueue}};
+  scsi::basic_host<P> host{
+      {.queuecommand = &queuecommand, .context = this, .can_queue = HostQueue}};
   scsi::basic_target<P> target;
   sent commands[Commands];
   std::optional<scsi::basic_device<P>> devices[Devices];
@@ -126,12 +127,11 @@ TEST_CASE("scenario 23: between block and unblock the driver is not called, and 
 }
 
 TEST_CASE("scenario 23: the same by chance, with blocks that come again") {
-  hold_by_chance<two_devices>(
-      "two submit x block and unblock twice", {.schedules = 1000}, submit_first, submit_second,
-      [](auto& s) {
-        block_and_unblock(s);
-        block_and_unblock(s);
-      });
+  hold_by_chance<two_devices>("two submit x block and unblock twice", {.schedules = 1000},
+                              submit_first, submit_second, [](auto& s) {
+                                block_and_unblock(s);
+                                block_and_unblock(s);
+                              });
 }
 
 TEST_CASE("nobody is behind the back of a block that is all or nothing") {
@@ -153,13 +153,12 @@ TEST_CASE("a block that nobody waits for loses nothing either") {
 }
 
 TEST_CASE("a try_block that is refused loses no command on the way back") {
-  hold_on_all_models<one_refusing>("submit x try_block, refused", {.preemptions = 3},
-                                   submit_first, [](auto& s) {
-                                     const auto report = s.host.try_block();
-                                     sim::expect(report.result == status::invalid &&
-                                                     report.refused == &*s.devices[1],
-                                                 "try_block() was not refused");
-                                   });
+  hold_on_all_models<one_refusing>(
+      "submit x try_block, refused", {.preemptions = 3}, submit_first, [](auto& s) {
+        const auto report = s.host.try_block();
+        sim::expect(report.result == status::invalid && report.refused == &*s.devices[1],
+                    "try_block() was not refused");
+      });
 }
 
 TEST_CASE("two who block at once do not disturb each other's commands") {
@@ -264,8 +263,7 @@ TEST_CASE("the error handler has the driver for itself, and a command fails once
 
 TEST_CASE("a stopped handler's thread ends") {
   hold_on_all_models<failing>(
-      "handler's thread x fail and stop", {.preemptions = 2},
-      [](auto& s) { s.handler.run(); },
+      "handler's thread x fail and stop", {.preemptions = 2}, [](auto& s) { s.handler.run(); },
       [](auto& s) {
         (void)s.second.submit(s.good);
         (void)s.dev.submit(s.bad);
@@ -314,8 +312,7 @@ struct pausing {
 
 TEST_CASE("nobody is inside the driver when a pause shuts the hardware down") {
   hold_on_all_models<pausing>(
-      "submit x suspend x handler", {.preemptions = 2},
-      [](auto& s) { (void)s.dev.submit(s.item); },
+      "submit x suspend x handler", {.preemptions = 2}, [](auto& s) { (void)s.dev.submit(s.item); },
       [](auto& s) {
         sim::expect(s.policy.suspend() == status::ok, "suspend() was refused");
         s.policy.connected();

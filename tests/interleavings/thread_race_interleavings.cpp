@@ -215,8 +215,8 @@ class table {
 template <const kernel& Kernel>
 void has_the_bug() {
   sim::options how{.name = Kernel.name, .preemptions = 2};
-  const sim::result found =
-      sim::explore<restore<pmgate::sim_platform, Kernel, false>>(how, run_restore, run_poller, run_kblockd);
+  const sim::result found = sim::explore<restore<pmgate::sim_platform, Kernel, false>>(
+      how, run_restore, run_poller, run_kblockd);
   ++tally::all().tests;
   tally::all().schedules += found.schedules;
   CHECK(found.failure == "a command entered the torn-down driver");

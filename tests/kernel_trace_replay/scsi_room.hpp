@@ -226,9 +226,7 @@ class scsi_room {
   std::string set_state(traced_device& which, const operation& op) {
     return to_string(which.set_state(state_of_op(op)));
   }
-  std::string quiesce(traced_device& which, const operation&) {
-    return to_string(which.quiesce());
-  }
+  std::string quiesce(traced_device& which, const operation&) { return to_string(which.quiesce()); }
   std::string resume(traced_device& which, const operation&) {
     which.resume();
     return "void";

@@ -37,8 +37,8 @@ class device_list;
 
 /// How much a device takes.
 struct device_limits {
-  int depth = 32;      ///< commands the driver has at a time
-  unsigned tags = 64;  ///< commands that have entered; who comes later waits inside
+  int depth = 32;       ///< commands the driver has at a time
+  unsigned tags = 64;   ///< commands that have entered; who comes later waits inside
   int max_blocked = 3;  ///< where the countdown after "device busy" begins
 };
 

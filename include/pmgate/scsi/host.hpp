@@ -36,8 +36,8 @@ struct basic_host_template {
   void* context = nullptr;  ///< for queuecommand: host.context()
   /// Whose rules hold: which commands are privileged, which changes of state legal.
   scsi_generation generation = scsi_generation::v6_12;
-  int can_queue = 0;    ///< commands the host takes at a time; 0: no limit
-  int max_blocked = 7;  ///< where the countdown after "host busy" begins
+  int can_queue = 0;                ///< commands the host takes at a time; 0: no limit
+  int max_blocked = 7;              ///< where the countdown after "host busy" begins
   unsigned max_command_size = 260;  ///< bytes; longer ones are not sent
   /// Asks a device for its size and the like, if not null; see basic_device::check_rescan().
   void (*rescan)(basic_device<Platform>& which) noexcept = nullptr;
@@ -239,9 +239,10 @@ class basic_host {
   typename Platform::template atomic<std::uint32_t> held_{0};  // why commands wait, as bits
   countdown count_;
   devices devices_;
-  typename Platform::mutex state_lock_;       // state_'s writers
-  typename Platform::mutex try_lock_;         // one try_block() at a time
-  typename Platform::wait_word recovery_{0};  // counts ends of recoveries, and what handlers look at
+  typename Platform::mutex state_lock_;  // state_'s writers
+  typename Platform::mutex try_lock_;    // one try_block() at a time
+  typename Platform::wait_word recovery_{
+      0};  // counts ends of recoveries, and what handlers look at
 };
 
 using host = basic_host<default_platform>;

@@ -37,10 +37,14 @@ struct adapter_ops {
 /// What a driver may take for granted of a policy.
 template <class T, class Platform>
 concept suspend_policy = requires(T& policy, basic_command<Platform>& item) {
-  { policy.admit(item) } noexcept -> std::same_as<int>;
-  { policy.leave() } noexcept;
-  { policy.suspend() } noexcept -> std::same_as<status>;
-  { policy.resume() } noexcept -> std::same_as<status>;
+  { policy.admit(item) }
+  noexcept->std::same_as<int>;
+  { policy.leave() }
+  noexcept;
+  { policy.suspend() }
+  noexcept->std::same_as<status>;
+  { policy.resume() }
+  noexcept->std::same_as<status>;
   { T::name } -> std::convertible_to<const char*>;
 };
 

@@ -85,8 +85,7 @@ void basic_device<Platform>::complete(command_type& item, int result_word) noexc
 }
 
 template <platform Platform>
-void basic_device<Platform>::finish(command_type& item, int result_word,
-                                    status outcome) noexcept {
+void basic_device<Platform>::finish(command_type& item, int result_word, status outcome) noexcept {
   item.result_word_ = result_word;
   queue_.complete(item, outcome != status::ok || result_word == 0 ? outcome : status::io_error);
 }
@@ -147,7 +146,8 @@ template <platform Platform>
 dispatch_status basic_device<Platform>::check_state(const command_type& item) noexcept {
   using enum device_state;
   const device_state now = state();
-  if (now == running) [[likely]] return dispatch_status::ok;
+  if (now == running) [[likely]]
+    return dispatch_status::ok;
   switch (now) {
     case running: return dispatch_status::ok;
     case created:
@@ -222,7 +222,8 @@ dispatch_status basic_device<Platform>::hand_over(command_type& item) noexcept {
     (void)sent_.fetch_add(1, std::memory_order_relaxed);
     remember(item, &item);
     refusal = host_.queuecommand(item);
-    if (refusal == 0) [[likely]] return dispatch_status::ok;
+    if (refusal == 0) [[likely]]
+      return dispatch_status::ok;
     remember(item, nullptr);
     // [sent.down] relaxed: as [sent.read].
     (void)sent_.fetch_sub(1, std::memory_order_relaxed);

@@ -61,7 +61,8 @@ class device_list {
   /// Who begins to wait just now may be missed: the clock asks him again.
   void run_starved() noexcept {
     // [starved.look] relaxed: a hint; whoever is missed is offered again after a while.
-    if (starved_.load(std::memory_order_relaxed) != 0) [[unlikely]] run_all_starved();
+    if (starved_.load(std::memory_order_relaxed) != 0) [[unlikely]]
+      run_all_starved();
   }
 
  private:

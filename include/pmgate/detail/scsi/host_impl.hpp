@@ -36,7 +36,7 @@ status basic_host<Platform>::wait_blocked() noexcept {
 template <platform Platform>
 status basic_host<Platform>::unblock(device_state new_state) noexcept {
   return devices_.for_each(&is_gettable,
-                  [new_state](device_type& entry) { return entry.unblock(new_state); });
+                           [new_state](device_type& entry) { return entry.unblock(new_state); });
 }
 
 template <platform Platform>
@@ -159,7 +159,8 @@ typename basic_host<Platform>::countdown::answer basic_host<Platform>::take() no
   if (room != countdown::answer::taken) return room;
   // [held.take] seq_cst: store-load with [take.count]; either this sees the recovery, or
   // the recovery counts this one.
-  if (held_.load(std::memory_order_seq_cst) == 0) [[likely]] return room;
+  if (held_.load(std::memory_order_seq_cst) == 0) [[likely]]
+    return room;
   give();
   return countdown::answer::wait;
 }
@@ -167,7 +168,8 @@ typename basic_host<Platform>::countdown::answer basic_host<Platform>::take() no
 template <platform Platform>
 inline void basic_host<Platform>::give() noexcept {
   count_.give();
-  if (is_in_recovery()) [[unlikely]] tell_handler();
+  if (is_in_recovery()) [[unlikely]]
+    tell_handler();
 }
 
 template <platform Platform>
