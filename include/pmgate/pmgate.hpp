@@ -21,6 +21,7 @@
 #include <pmgate/platform.hpp>
 #include <pmgate/platform/portable.hpp>
 #include <pmgate/platform/single.hpp>
+#include <pmgate/pm/device_tree.hpp>
 #include <pmgate/pm/freezer.hpp>
 #include <pmgate/pm/work_queue.hpp>
 #include <pmgate/scsi/bus_pm.hpp>
