@@ -73,7 +73,8 @@ struct sequential {
     freezer.remove(queue);
   }
   misuse_log misuse;
-  freezer_type freezer;
+  freezer_type::wakeup wakeup;
+  freezer_type freezer{&wakeup};
   freezer_type::report report;
   basic_work_queue<virtual_platform> queue{"poll", work_queue_flags::freezable};
 };
@@ -228,7 +229,7 @@ TEST_CASE("a frozen task that is asked to stop may end while the rest stays froz
 
 // -- order of success, deadline and wakeup
 
-TEST_CASE("11: an abort from before a freeze is forgotten") {
+TEST_CASE("scenario 11: an abort from before a freeze is forgotten") {
   sequential s;
   s.freezer.abort();
 
@@ -240,7 +241,8 @@ TEST_CASE("11: an abort from before a freeze is forgotten") {
 }
 
 TEST_CASE(
-    "25: a task that reaches no freeze point fails the kernel pass, and user tasks stay frozen") {
+    "scenario 25: a task that reaches no freeze point fails the kernel pass, and user tasks stay "
+    "frozen") {
   sequential s;
   sequential::task user(s.freezer, "user", task_kind::user);
   sequential::task stubborn(s.freezer, "stubborn", task_kind::kernel);
@@ -256,8 +258,8 @@ TEST_CASE(
   CHECK(s.report.elapsed >= ms(200));
   CHECK(s.report.elapsed <= ms(220));
   CHECK(s.report.tasks_refusing == 1);
-  CHECK(s.report.first_task == std::string("stubborn"));
-  CHECK_FALSE(s.report.wq_busy);
+  CHECK(s.report.tasks[0] == std::string("stubborn"));
+  CHECK_FALSE(s.report.wq_busy());
   CHECK_FALSE(s.report.aborted);
   CHECK(s.queue.run_pending());
   CHECK(parked.runs == 1);
@@ -266,7 +268,9 @@ TEST_CASE(
   CHECK_FALSE(user.is_freezing());
 }
 
-TEST_CASE("26: an item that does not end fails the kernel pass, and the report names its queue") {
+TEST_CASE(
+    "scenario 26: an item that does not end fails the kernel pass, and the report names its "
+    "queue") {
   sequential s;
   sequential::item started;
   s.queue.queue(started.work);
@@ -276,15 +280,16 @@ TEST_CASE("26: an item that does not end fails the kernel pass, and the report n
   CHECK(s.freezer.freeze_kernel_threads(s.report) == status::busy);
 
   CHECK(s.report.tasks_refusing == 0);
-  CHECK(s.report.first_task == nullptr);
-  CHECK(s.report.wq_busy);
-  CHECK(s.report.first_queue == std::string("poll"));
+  CHECK(s.report.tasks[0] == nullptr);
+  CHECK(s.report.wq_busy());
+  CHECK(s.report.queues[0] == std::string("poll"));
   CHECK_FALSE(s.queue.is_frozen());
   s.freezer.thaw_processes();
   CHECK(s.queue.run_pending());
 }
 
-TEST_CASE("27: a wakeup ends the user pass long before the deadline, and everything is thawed") {
+TEST_CASE(
+    "scenario 27: a wakeup ends the user pass long before the deadline, and everything is thawed") {
   sequential s;
   sequential::task stubborn(s.freezer, "stubborn", task_kind::user);
   virtual_clock::on_sleep() = [&] { s.freezer.abort(); };
@@ -302,12 +307,10 @@ TEST_CASE("a wakeup during the kernel pass leaves the user tasks frozen") {
   sequential s;
   sequential::task stubborn(s.freezer, "stubborn", task_kind::kernel);
   stubborn.set_freezable();
-  bool pending = false;
-  s.freezer.set_wakeup([](void* context) noexcept { return *static_cast<bool*>(context); },
-                       &pending);
   REQUIRE(s.freezer.freeze_processes() == status::ok);
+  REQUIRE(s.wakeup.arm(s.wakeup.count()));
 
-  pending = true;
+  s.wakeup.signal();
   CHECK(s.freezer.freeze_kernel_threads(s.report) == status::busy);
 
   CHECK(s.report.aborted);
@@ -319,13 +322,13 @@ TEST_CASE("a wakeup during the kernel pass leaves the user tasks frozen") {
 
 TEST_CASE("that nothing is left wins over a pending wakeup") {
   sequential s;
-  bool pending = true;
-  s.freezer.set_wakeup([](void* context) noexcept { return *static_cast<bool*>(context); },
-                       &pending);
+  REQUIRE(s.wakeup.arm(s.wakeup.count()));
+  s.wakeup.signal();
 
   CHECK(s.freezer.freeze_processes(s.report) == status::ok);
 
   CHECK_FALSE(s.report.aborted);
+  CHECK(s.wakeup.pending());
   s.freezer.thaw_processes();
 }
 
@@ -378,6 +381,146 @@ TEST_CASE("each pass has a budget of its own") {
 
   CHECK(s.report.elapsed >= ms(100));
   s.freezer.thaw_processes();
+}
+
+// -- reports, and what belongs to the user pass
+
+TEST_CASE("a report names the stragglers, the first eight of them") {
+  sequential s;
+  std::vector<std::string> names;
+  for (int n = 0; n < 10; ++n) names.push_back("task " + std::to_string(n));
+  std::vector<std::unique_ptr<sequential::task>> tasks;
+  for (const std::string& name : names) {
+    tasks.push_back(std::make_unique<sequential::task>(s.freezer, name.c_str(), task_kind::user));
+  }
+  basic_work_queue<virtual_platform> second("second", work_queue_flags::freezable);
+  s.freezer.add(second);
+  sequential::item first_item, second_item;
+  s.queue.queue(first_item.work);
+  second.queue(second_item.work);
+  s.freezer.set_timeout(ms(50));
+
+  CHECK(s.freezer.freeze_processes(s.report) == status::busy);
+  CHECK(s.report.tasks_refusing == 10);
+  CHECK(s.report.queues_busy == 0);
+  for (const char* name : s.report.tasks) {
+    REQUIRE(name != nullptr);
+    CHECK(std::string(name).substr(0, 5) == "task ");
+  }
+  tasks.clear();
+  CHECK(s.freezer.freeze_kernel_threads(s.report) == status::busy);
+  CHECK(s.report.queues_busy == 2);
+  CHECK(std::string(s.report.queues[0]) + s.report.queues[1] == "secondpoll");
+  CHECK(s.report.queues[2] == nullptr);
+
+  s.queue.run_pending();
+  second.run_pending();
+  s.freezer.remove(second);
+}
+
+TEST_CASE("the last step comes after the user tasks, and if it refuses everything is thawed") {
+  sequential s;
+  sequential::task user(s.freezer, "user", task_kind::user);
+  const sequential::task::freezable_sleep sleep(user);
+  struct killer {
+    std::string log;
+    bool refuses = true;
+  } oom;
+  s.freezer.set_timeout(ms(70));
+  s.freezer.set_last_step(
+      {[](void* context, virtual_platform::duration limit) noexcept {
+         auto& self = *static_cast<killer*>(context);
+         self.log += limit == ms(70) ? "stop " : "wrong limit ";
+         return !self.refuses;
+       },
+       [](void* context) noexcept { static_cast<killer*>(context)->log += "go on "; }, &oom});
+
+  CHECK(s.freezer.freeze_processes(s.report) == status::busy);
+  CHECK(s.report.last_step_refused);
+  CHECK(oom.log == "stop ");
+  CHECK_FALSE(user.is_freezing());
+
+  oom.refuses = false;
+  CHECK(s.freezer.freeze_processes(s.report) == status::ok);
+  CHECK(s.freezer.freeze_kernel_threads() == status::ok);
+  s.freezer.thaw_kernel_threads();
+  CHECK(oom.log == "stop stop ");
+  s.freezer.thaw_processes();
+  CHECK(oom.log == "stop stop go on ");
+}
+
+TEST_CASE("a task that sleeps on after the thaw does not count as frozen") {
+  sequential s;
+  sequential::task user(s.freezer, "user", task_kind::user);
+  const sequential::task::freezable_sleep sleep(user);
+
+  for (int turn = 0; turn < 2; ++turn) {
+    CHECK(s.freezer.freeze_processes() == status::ok);
+    CHECK(user.is_frozen());
+    s.freezer.thaw_processes();
+    CHECK_FALSE(user.is_frozen());
+  }
+}
+
+TEST_CASE("the kernel pass of another thread does not take the thaw from who froze first") {
+  misuse_log misuse;
+  default_freezer freezer;
+  REQUIRE(freezer.freeze_processes() == status::ok);
+  std::thread([&] { CHECK(freezer.freeze_kernel_threads() == status::ok); }).join();
+
+  freezer.thaw_processes();
+
+  CHECK(misuse.count() == 0);
+  CHECK_FALSE(freezer.freezes_everything());
+}
+
+// -- hibernation
+
+TEST_CASE("what was queued after the image was made is not in it, what was pending is") {
+  sequential s;
+  sequential::item before, timer, after, late_timer;
+  REQUIRE(s.freezer.freeze_processes() == status::ok);
+  REQUIRE(s.freezer.freeze_kernel_threads() == status::ok);
+  s.queue.queue(before.work);
+  s.queue.queue_delayed(timer.work, ms(10));
+  s.freezer.save_image();
+  s.queue.queue(after.work);
+  s.queue.queue_delayed(late_timer.work, ms(10));
+  virtual_clock::advance(20);
+  CHECK(s.queue.cancel(late_timer.work));
+  s.queue.queue_delayed(late_timer.work, ms(10));
+
+  s.freezer.put_back_image();
+  CHECK(before.work.is_pending());
+  CHECK(timer.work.is_pending());
+  CHECK_FALSE(after.work.is_pending());
+  CHECK_FALSE(late_timer.work.is_pending());
+
+  s.freezer.thaw_processes();
+  virtual_clock::advance(20);
+  while (s.queue.run_pending()) {
+  }
+  CHECK(before.runs == 1);
+  CHECK(timer.runs == 1);
+  CHECK(after.runs == 0);
+  s.freezer.put_back_image();
+  CHECK(s.misuse.take() == 1);
+}
+
+TEST_CASE("items of a kernel that is overwritten vanish, parked ones and timers") {
+  sequential s;
+  sequential::item parked, timer;
+  REQUIRE(s.freezer.freeze_processes() == status::ok);
+  REQUIRE(s.freezer.freeze_kernel_threads() == status::ok);
+  s.queue.queue(parked.work);
+  s.queue.queue_delayed(timer.work, ms(10));
+
+  s.freezer.vanish();
+
+  CHECK_FALSE(parked.work.is_pending());
+  CHECK_FALSE(timer.work.is_pending());
+  CHECK_FALSE(s.queue.run_pending());
+  CHECK_FALSE(s.freezer.freezes_user_tasks());
 }
 
 // -- misuse, and one thread of execution

@@ -421,7 +421,8 @@ TEST_CASE("draining waits for items that queue each other") {
 
 // -- freezing
 
-TEST_CASE("22: a freeze lets the running item end and parks the rest, a thaw runs each once") {
+TEST_CASE(
+    "scenario 22: a freeze lets the running item end and parks the rest, a thaw runs each once") {
   sequential s;
   sequential::item w1("w1", s.log), w2("w2", s.log), w3("w3", s.log), w4("w4", s.log);
   w1.then = [&] {
@@ -448,7 +449,8 @@ TEST_CASE("22: a freeze lets the running item end and parks the rest, a thaw run
   CHECK_FALSE(s.queue.run_pending());
 }
 
-TEST_CASE("23: an activated item that was not started still runs, and keeps the queue busy") {
+TEST_CASE(
+    "scenario 23: an activated item that was not started still runs, and keeps the queue busy") {
   sequential s(freezable, 4);
   sequential::item a("a", s.log), b("b", s.log);
   a.then = [&] { s.queue.freeze_begin(); };
@@ -462,7 +464,7 @@ TEST_CASE("23: an activated item that was not started still runs, and keeps the 
   CHECK_FALSE(s.queue.is_busy());
 }
 
-TEST_CASE("24: a parked item is cancelled at once, and flushing one waits for the thaw") {
+TEST_CASE("scenario 24: a parked item is cancelled at once, and flushing one waits for the thaw") {
   threaded t(1);
   gated_item p, q;
   q.open = true;
@@ -479,6 +481,30 @@ TEST_CASE("24: a parked item is cancelled at once, and flushing one waits for th
   flusher.join();
   CHECK(q.left == 1);
   CHECK(p.entered == 0);
+}
+
+TEST_CASE("flushing what is parked is a deadlock for the thread that froze, and reported") {
+  threaded t(1, freezable, 2);
+  gated_item parked, delayed, active;
+  t.queue.queue(active.work);
+  active.await_entered();
+  t.queue.freeze_begin();
+  t.queue.queue(parked.work);
+  t.queue.queue_delayed(delayed.work, ms(100000));
+
+  CHECK(t.queue.flush(parked.work) == status::deadlock);
+  CHECK(t.queue.flush(delayed.work) == status::deadlock);
+  CHECK(t.queue.flush() == status::deadlock);
+  CHECK(t.queue.drain() == status::deadlock);
+  CHECK(t.misuse.take() == 4);
+
+  active.open = true;
+  CHECK(t.queue.flush(active.work) == status::ok);
+  CHECK(t.queue.cancel_sync(parked.work));
+  CHECK(t.queue.cancel_sync(delayed.work));
+  CHECK(t.queue.flush() == status::ok);
+  t.queue.thaw();
+  CHECK(t.misuse.count() == 0);
 }
 
 TEST_CASE("items that wait for their turn or are parked do not make a frozen queue busy") {

@@ -74,7 +74,7 @@ class basic_freezable_task {
 
  private:
   friend class basic_freezer<Platform>;
-  enum class state : std::uint8_t { running, sleeping, frozen };
+  enum class state : std::uint8_t { running, sleeping, frozen_asleep, frozen };
 
   basic_freezer<Platform>& freezer_;
   const char* name_;
@@ -177,7 +177,7 @@ bool basic_freezable_task<Platform>::is_freezing() noexcept {
 template <platform Platform>
 bool basic_freezable_task<Platform>::is_frozen() noexcept {
   const scoped_lock guard(freezer_.lock_);
-  return state_ == state::frozen;
+  return state_ == state::frozen || state_ == state::frozen_asleep;
 }
 
 }  // namespace pmgate::pm

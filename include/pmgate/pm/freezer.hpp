@@ -7,7 +7,8 @@
 // forgotten reaches a driver that is already torn down. Freeze first, quiesce after.
 //
 // Counterpart: kernel/power/process.c, kernel/freezer.c, WQ_FREEZABLE (semantics
-// only). Not modelled: the out-of-memory killer, helpers in user mode, signals.
+// only). Not modelled: signals. The out-of-memory killer and the helpers in user mode
+// are the caller's, as functions.
 #ifndef PMGATE_PM_FREEZER_HPP
 #define PMGATE_PM_FREEZER_HPP
 
@@ -16,6 +17,7 @@
 
 #include <pmgate/platform.hpp>
 #include <pmgate/pm/freezable_task.hpp>
+#include <pmgate/pm/wakeup.hpp>
 #include <pmgate/pm/work_queue.hpp>
 #include <pmgate/status.hpp>
 
@@ -36,20 +38,36 @@ class basic_freezer {
   using queue = basic_work_queue<Platform>;
   using duration = typename Platform::duration;
   using time_point = typename Platform::time_point;
-  /// Asked in each round: is there a reason to stay awake?
-  using wakeup_fn = bool (*)(void* context) noexcept;
+  using wakeup = basic_wakeup<Platform>;
 
   /// How a pass went.
   struct report {
-    unsigned tasks_refusing = 0;        ///< tasks that reached no freeze point
-    bool wq_busy = false;               ///< some freezable queue had active items
-    bool aborted = false;               ///< ended by a wakeup, not by the deadline
-    const char* first_task = nullptr;   ///< name of the first task refusing
-    const char* first_queue = nullptr;  ///< name of the first queue busy
+    static constexpr unsigned names = 8;  ///< how many stragglers are named
+
+    bool aborted = false;            ///< ended by a wakeup, not by the deadline
+    unsigned tasks_refusing = 0;     ///< tasks that reached no freeze point
+    unsigned queues_busy = 0;        ///< freezable queues with active items
+    const char* tasks[names] = {};   ///< the first of them
+    const char* queues[names] = {};  ///< the first of them
+    bool last_step_refused = false;  ///< set_last_step()
     duration elapsed{};
+
+    /// Kernel: wq_busy.
+    [[nodiscard]] bool wq_busy() const noexcept { return queues_busy != 0; }
   };
 
-  basic_freezer() noexcept = default;
+  /// What user tasks need while they are being stopped, such as the killer of tasks
+  /// when memory runs out: stopped after them, within the time given, and put on again
+  /// before they go on.
+  struct last_step {
+    bool (*stop)(void* context, duration limit) noexcept = nullptr;  ///< false: could not
+    void (*go_on)(void* context) noexcept = nullptr;
+    void* context = nullptr;
+  };
+
+  /// The wakeup is asked in each round of a pass; null: one of its own.
+  explicit basic_freezer(wakeup* shared = nullptr) noexcept
+      : wakeup_(shared != nullptr ? *shared : own_wakeup_) {}
   ~basic_freezer();
   basic_freezer(const basic_freezer&) = delete;
   basic_freezer& operator=(const basic_freezer&) = delete;
@@ -68,16 +86,15 @@ class basic_freezer {
   /// Kernel: /sys/power/pm_freeze_timeout.
   void set_timeout(duration timeout) noexcept;
 
-  /// Has passes end when `pending` says so; null: abort() only.
-  ///
   /// Precondition: set before the freezer is used. Called outside every lock.
-  /// Kernel: pm_wakeup_pending().
-  void set_wakeup(wakeup_fn pending, void* context) noexcept;
+  ///
+  /// Kernel: oom_killer_disable(), usermodehelper_disable().
+  void set_last_step(const last_step& step) noexcept { last_step_ = step; }
 
   /// Ends the pass under way, and those after it up to the next freeze_processes().
   ///
   /// Blocks: no.  Kernel: pm_system_wakeup().
-  void abort() noexcept;
+  void abort() noexcept { wakeup_.abort(); }
 
   // -- the transition
 
@@ -106,6 +123,16 @@ class basic_freezer {
   /// Blocks: no.  Kernel: thaw_processes().
   void thaw_processes() noexcept;
 
+  // -- hibernation
+
+  /// The known queues as the snapshot of this kernel has them; tasks are where they are.
+  void save_image() noexcept;
+  /// As basic_work_queue::put_back_image(). Precondition: everything is frozen.
+  void put_back_image() noexcept;
+  /// This kernel is overwritten: what its queues hold is gone. Its tasks go on, for there
+  /// is no other way to end them: ask them to stop before.
+  void vanish() noexcept;
+
   // -- queries
 
   /// True from freeze_processes() to its undoing.  Kernel: pm_freezing.
@@ -128,15 +155,17 @@ class basic_freezer {
   void wake_tasks() noexcept;
   void thaw_queues() noexcept;
   bool is_frozen_now(report& result, bool with_queues) noexcept;
-  bool wakeup_pending() noexcept;
   bool poll(report& result, bool with_queues) noexcept;
+  bool take_last_step(report& result) noexcept;
+  void thaw_all() noexcept;
   static void sleep_until(time_point when) noexcept;
 
-  typename Platform::template atomic<std::uint32_t> mode_{0};     // written under lock_
-  typename Platform::template atomic<std::uint32_t> aborted_{0};  // a flag
+  wakeup own_wakeup_;
+  wakeup& wakeup_;
+  last_step last_step_{};
+  typename Platform::template atomic<std::uint32_t> mode_{0};  // written under lock_
   duration timeout_ = Platform::milliseconds(20000);
-  wakeup_fn wakeup_ = nullptr;
-  void* wakeup_context_ = nullptr;
+  bool last_step_taken_ = false;                    // the freezing thread's
   typename Platform::thread_id freezing_thread_{};  // this and the lists: under lock_
   task* tasks_ = nullptr;
   queue* queues_ = nullptr;
@@ -187,25 +216,6 @@ void basic_freezer<Platform>::set_timeout(duration timeout) noexcept {
   timeout_ = timeout;
 }
 
-template <platform Platform>
-void basic_freezer<Platform>::set_wakeup(wakeup_fn pending, void* context) noexcept {
-  wakeup_context_ = context;
-  wakeup_ = pending;
-}
-
-template <platform Platform>
-void basic_freezer<Platform>::abort() noexcept {
-  // [abort.set] release: pairs with [abort.read].
-  aborted_.store(1, std::memory_order_release);
-}
-
-template <platform Platform>
-bool basic_freezer<Platform>::wakeup_pending() noexcept {
-  // [abort.read] acquire: pairs with [abort.set].
-  if (aborted_.load(std::memory_order_acquire) != 0) return true;
-  return wakeup_ != nullptr && wakeup_(wakeup_context_);
-}
-
 // -- the transition
 
 template <platform Platform>
@@ -249,6 +259,11 @@ bool basic_freezer<Platform>::refrigerate(task& entry, bool until_stopped) noexc
 
 template <platform Platform>
 void basic_freezer<Platform>::wake_tasks() noexcept {
+  for (task* entry = tasks_; entry != nullptr; entry = entry->next_) {
+    if (entry->state_ == task::state::frozen_asleep && !must_freeze(*entry)) {
+      entry->state_ = task::state::sleeping;
+    }
+  }
   // [cold.leave] relaxed: sleepers look again under the lock, which we hold.
   (void)thaws_.fetch_add(1, std::memory_order_relaxed);
   thaws_.wake_all();
@@ -263,23 +278,21 @@ void basic_freezer<Platform>::thaw_queues() noexcept {
 template <platform Platform>
 bool basic_freezer<Platform>::is_frozen_now(report& result, bool with_queues) noexcept {
   const scoped_lock guard(lock_);
-  result.tasks_refusing = 0;
-  result.first_task = nullptr;
-  result.wq_busy = false;
-  result.first_queue = nullptr;
+  result = report{};
   for (task* entry = tasks_; entry != nullptr; entry = entry->next_) {
     if (!must_freeze(*entry)) continue;
-    if (entry->state_ == task::state::sleeping) entry->state_ = task::state::frozen;
-    if (entry->state_ == task::state::frozen) continue;
-    if (result.tasks_refusing++ == 0) result.first_task = entry->name_;
+    if (entry->state_ == task::state::sleeping) entry->state_ = task::state::frozen_asleep;
+    if (entry->state_ != task::state::running) continue;
+    if (result.tasks_refusing < report::names) result.tasks[result.tasks_refusing] = entry->name_;
+    ++result.tasks_refusing;
   }
   for (queue* entry = with_queues ? queues_ : nullptr; entry != nullptr;
        entry = entry->next_registered_) {
     if (!entry->is_busy()) continue;
-    if (!result.wq_busy) result.first_queue = entry->name_;
-    result.wq_busy = true;
+    if (result.queues_busy < report::names) result.queues[result.queues_busy] = entry->name_;
+    ++result.queues_busy;
   }
-  return result.tasks_refusing == 0 && !result.wq_busy;
+  return result.tasks_refusing == 0 && result.queues_busy == 0;
 }
 
 /// Nothing left, deadline, wakeup: in this order, so that a late success is one.
@@ -293,7 +306,7 @@ bool basic_freezer<Platform>::poll(report& result, bool with_queues) noexcept {
   for (;;) {
     done = is_frozen_now(result, with_queues);
     if (done || !Platform::can_block || deadline < Platform::now()) break;
-    result.aborted = wakeup_pending();
+    result.aborted = wakeup_.pending();
     if (result.aborted) break;
     sleep_until(Platform::now() + pause);
     if (pause < longest) pause = pause + pause;
@@ -310,17 +323,23 @@ void basic_freezer<Platform>::sleep_until(time_point when) noexcept {
 
 template <platform Platform>
 status basic_freezer<Platform>::freeze_processes(report& result) noexcept {
-  result = report{};
-  // [abort.clear] relaxed: an abort() from before is forgotten, one from now on is not.
-  aborted_.store(0, std::memory_order_relaxed);
+  wakeup_.clear();
   {
     const scoped_lock guard(lock_);
     freezing_thread_ = Platform::this_thread();
     set_mode(user_mode, 0);
   }
-  if (poll(result, false)) return status::ok;
-  thaw_processes();
+  if (poll(result, false) && take_last_step(result)) return status::ok;
+  thaw_all();
   return status::busy;
+}
+
+template <platform Platform>
+bool basic_freezer<Platform>::take_last_step(report& result) noexcept {
+  if (last_step_.stop == nullptr || last_step_taken_) return true;
+  last_step_taken_ = last_step_.stop(last_step_.context, timeout_);
+  result.last_step_refused = !last_step_taken_;
+  return last_step_taken_;
 }
 
 template <platform Platform>
@@ -331,10 +350,9 @@ status basic_freezer<Platform>::freeze_processes() noexcept {
 
 template <platform Platform>
 status basic_freezer<Platform>::freeze_kernel_threads(report& result) noexcept {
-  result = report{};
   {
     const scoped_lock guard(lock_);
-    freezing_thread_ = Platform::this_thread();
+    if (!has_mode(user_mode)) freezing_thread_ = Platform::this_thread();
     set_mode(full_mode, 0);
     for (queue* entry = queues_; entry != nullptr; entry = entry->next_registered_) {
       entry->freeze_begin();
@@ -362,16 +380,59 @@ void basic_freezer<Platform>::thaw_kernel_threads() noexcept {
 
 template <platform Platform>
 void basic_freezer<Platform>::thaw_processes() noexcept {
-  const scoped_lock guard(lock_);
-  if (!has_mode(user_mode | full_mode)) return;
-  if (!(freezing_thread_ == Platform::this_thread())) {
-    Platform::misuse("thaw_processes() by a thread that did not freeze");
-    return;
+  {
+    const scoped_lock guard(lock_);
+    if (!has_mode(user_mode | full_mode)) return;
+    if (!(freezing_thread_ == Platform::this_thread())) {
+      Platform::misuse("thaw_processes() by a thread that did not freeze");
+      return;
+    }
   }
+  thaw_all();
+}
+
+template <platform Platform>
+void basic_freezer<Platform>::thaw_all() noexcept {
+  if (last_step_taken_) last_step_.go_on(last_step_.context);
+  last_step_taken_ = false;
+  const scoped_lock guard(lock_);
   set_mode(0, user_mode | full_mode);
   freezing_thread_ = typename Platform::thread_id{};
   thaw_queues();
   wake_tasks();
+}
+
+// -- hibernation
+
+template <platform Platform>
+void basic_freezer<Platform>::save_image() noexcept {
+  const scoped_lock guard(lock_);
+  for (queue* entry = queues_; entry != nullptr; entry = entry->next_registered_) {
+    entry->save_image();
+  }
+}
+
+template <platform Platform>
+void basic_freezer<Platform>::put_back_image() noexcept {
+  const scoped_lock guard(lock_);
+  if (!has_mode(full_mode)) {
+    Platform::misuse("put_back_image() of a kernel that is not frozen");
+    return;
+  }
+  for (queue* entry = queues_; entry != nullptr; entry = entry->next_registered_) {
+    if (entry->is_freezable()) entry->put_back_image();
+  }
+}
+
+template <platform Platform>
+void basic_freezer<Platform>::vanish() noexcept {
+  {
+    const scoped_lock guard(lock_);
+    for (queue* entry = queues_; entry != nullptr; entry = entry->next_registered_) {
+      entry->vanish();
+    }
+  }
+  thaw_all();
 }
 
 }  // namespace pmgate::pm

@@ -74,6 +74,7 @@ class basic_work {
   typename Platform::time_point due_{};
   std::uint64_t ticket_ = 0;    // which queueing this is
   std::uint32_t disabled_ = 0;  // cancel_sync() calls under way: no queueing
+  std::uint32_t image_ = 0;     // images of the queue that were taken before
   place place_ = place::nowhere;
 };
 

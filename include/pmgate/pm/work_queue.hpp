@@ -109,13 +109,15 @@ class basic_work_queue {
   /// Waits for the latest queueing of the item to be over; a timer is cut short.
   ///
   /// Returns: ok, also if there is nothing to wait for or the item is taken back;
-  /// deadlock from the item's own function; again where the platform cannot block.
+  /// deadlock from the item's own function, and for a parked item from the thread that
+  /// froze the queue (the kernel hangs); again where the platform cannot block.
   /// Kernel: flush_work(), flush_delayed_work().
   status flush(work_type& item) noexcept;
 
   /// Waits for everything queued before the call; not for timers.
   ///
-  /// Returns: as flush(item); deadlock from any item of this queue.
+  /// Returns: as flush(item); deadlock from any item of this queue, and, with items
+  /// parked, from the thread that froze it.
   /// Kernel: flush_workqueue().
   status flush() noexcept;
 
@@ -165,6 +167,17 @@ class basic_work_queue {
   /// Blocks: no.  Kernel: thaw_workqueues().
   void thaw() noexcept;
 
+  // -- hibernation; for the freezer
+
+  /// What is queued from now on is not in the image that this kernel makes of itself.
+  void save_image() noexcept;
+  /// The memory is that of the image again: takes back what was queued since.
+  ///
+  /// What was pending then and has been taken back since does not come back.
+  void put_back_image() noexcept;
+  /// This kernel's memory is overwritten: takes back everything, and thaws.
+  void vanish() noexcept;
+
   // -- queries
 
   [[nodiscard]] const char* name() const noexcept { return name_; }
@@ -178,12 +191,15 @@ class basic_work_queue {
 
   bool run_one(std::uint64_t last_ticket) noexcept;
   status wait_for(typename schedule::waiter& entry) noexcept;
+  bool is_frozen_by_caller() noexcept;
 
   const char* name_;
   const bool freezable_;
   bool stopped_ = false;
+  std::uint32_t image_ = 0;  // number of the last image; 0: none
+  typename Platform::thread_id frozen_by_{};
   schedule items_;
-  typename Platform::mutex lock_;               // stopped_, items_ and what is in them
+  typename Platform::mutex lock_;               // all above, and what is in items_
   basic_freezer<Platform>* freezer_ = nullptr;  // this and the next: the freezer's
   basic_work_queue* next_registered_ = nullptr;
 };
@@ -295,6 +311,10 @@ status basic_work_queue<Platform>::flush(work_type& item) noexcept {
       Platform::misuse("flush() would wait for ever: there is one thread only");
       return status::again;
     }
+    if (pending && !items_.is_ready(item) && is_frozen_by_caller()) {
+      Platform::misuse("flush() of a parked work by the thread that froze its queue");
+      return status::deadlock;
+    }
     if (pending) items_.cut_timer_short(item);
     entry.first = entry.last = pending ? items_.ticket_of(item) : running->ticket;
     items_.add_waiter(entry);
@@ -317,11 +337,21 @@ status basic_work_queue<Platform>::flush() noexcept {
       Platform::misuse("flush() would wait for ever: there is one thread only");
       return status::again;
     }
+    if (items_.has_parked() && is_frozen_by_caller()) {
+      Platform::misuse("flush() of parked works by the thread that froze the queue");
+      return status::deadlock;
+    }
     entry.last = items_.tickets();
     entry.remaining = items_.outstanding();
     items_.add_waiter(entry);
   }
   return wait_for(entry);
+}
+
+/// Nobody else is going to thaw it.
+template <platform Platform>
+bool basic_work_queue<Platform>::is_frozen_by_caller() noexcept {
+  return items_.is_frozen() && frozen_by_ == Platform::this_thread();
 }
 
 template <platform Platform>
@@ -410,6 +440,7 @@ void basic_work_queue<Platform>::freeze_begin() noexcept {
   }
   items_.expire_timers();
   items_.set_frozen(true);
+  frozen_by_ = Platform::this_thread();
 }
 
 template <platform Platform>
@@ -430,6 +461,26 @@ template <platform Platform>
 bool basic_work_queue<Platform>::is_frozen() noexcept {
   const scoped_lock guard(lock_);
   return items_.is_frozen();
+}
+
+template <platform Platform>
+void basic_work_queue<Platform>::save_image() noexcept {
+  const scoped_lock guard(lock_);
+  image_ = items_.begin_image();
+}
+
+template <platform Platform>
+void basic_work_queue<Platform>::put_back_image() noexcept {
+  const scoped_lock guard(lock_);
+  if (image_ != 0) items_.forget_since(image_);
+}
+
+template <platform Platform>
+void basic_work_queue<Platform>::vanish() noexcept {
+  const scoped_lock guard(lock_);
+  items_.forget_since(0);
+  items_.set_frozen(false);
+  image_ = 0;
 }
 
 }  // namespace pmgate::pm

@@ -84,6 +84,15 @@ class work_schedule {
   void disable(item_type& item) noexcept { ++item.disabled_; }
   void enable(item_type& item) noexcept { --item.disabled_; }
 
+  /// From now on items count as queued after one image more. Returns: that number.
+  std::uint32_t begin_image() noexcept { return ++images_; }
+  /// Takes back what is pending and was queued since that image; 0: everything.
+  void forget_since(std::uint32_t image) noexcept;
+
+  /// True if something is parked that who waits would wait for until a thaw.
+  bool has_parked() const noexcept { return parked_.first != nullptr; }
+  bool is_ready(const item_type& item) const noexcept { return item.place_ == state::ready; }
+
   void set_frozen(bool frozen) noexcept { frozen_ = frozen; }
   bool is_frozen() const noexcept { return frozen_; }
   void wake_workers() noexcept;
@@ -109,6 +118,7 @@ class work_schedule {
 
   const unsigned max_active_;
   bool frozen_ = false;
+  std::uint32_t images_ = 0;
   std::uint64_t tickets_ = 0;
   std::uint64_t outstanding_ = 0;
   std::uint64_t active_ = 0;
@@ -143,6 +153,7 @@ bool work_schedule<Platform>::claim(item_type& item) noexcept {
                                            std::memory_order_relaxed)) {
     return false;
   }
+  item.image_ = images_;
   if (item.disabled_ == 0) return true;
   release(item);
   return false;
@@ -238,6 +249,19 @@ void work_schedule<Platform>::cut_timer_short(item_type& item) noexcept {
   if (item.place_ != state::timer) return;
   timers_.remove(item);
   place(item);
+}
+
+template <platform Platform>
+void work_schedule<Platform>::forget_since(std::uint32_t image) noexcept {
+  for (item_list* list : {&timers_, &parked_, &ready_}) {
+    for (item_type* item = list->first; item != nullptr;) {
+      item_type& current = *item;
+      item = current.next_;
+      if (current.image_ < image) continue;
+      unlink(current);
+      release(current);
+    }
+  }
 }
 
 template <platform Platform>
