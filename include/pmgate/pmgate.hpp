@@ -22,7 +22,10 @@
 #include <pmgate/platform/portable.hpp>
 #include <pmgate/platform/single.hpp>
 #include <pmgate/pm/device_tree.hpp>
+#include <pmgate/pm/disk_events.hpp>
 #include <pmgate/pm/freezer.hpp>
+#include <pmgate/pm/hibernation.hpp>
+#include <pmgate/pm/suspend.hpp>
 #include <pmgate/pm/work_queue.hpp>
 #include <pmgate/scsi/bus_pm.hpp>
 #include <pmgate/scsi/device.hpp>

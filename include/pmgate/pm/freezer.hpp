@@ -127,7 +127,9 @@ class basic_freezer {
 
   /// The known queues as the snapshot of this kernel has them; tasks are where they are.
   void save_image() noexcept;
-  /// As basic_work_queue::put_back_image(). Precondition: everything is frozen.
+  /// As basic_work_queue::put_back_image(). The caller is the one to thaw.
+  ///
+  /// Precondition: everything is frozen.
   void put_back_image() noexcept;
   /// This kernel is overwritten: what its queues hold is gone. Its tasks go on, for there
   /// is no other way to end them: ask them to stop before.
@@ -419,6 +421,7 @@ void basic_freezer<Platform>::put_back_image() noexcept {
     Platform::misuse("put_back_image() of a kernel that is not frozen");
     return;
   }
+  freezing_thread_ = Platform::this_thread();  // whoever goes on in the image
   for (queue* entry = queues_; entry != nullptr; entry = entry->next_registered_) {
     if (entry->is_freezable()) entry->put_back_image();
   }

@@ -1,0 +1,230 @@
+// SPDX-License-Identifier: MIT
+//
+// pmgate/detail/pm/hibernation_steps.hpp - the steps of a hibernation, in two kernels.
+//
+// H1 to H9, R1 to R7 and F in comments are those of the table in the specification.
+//
+// Counterpart: create_image(), hibernation_snapshot(), power_down() and
+// hibernation_restore() of Linux (semantics only).
+#ifndef PMGATE_DETAIL_PM_HIBERNATION_STEPS_HPP
+#define PMGATE_DETAIL_PM_HIBERNATION_STEPS_HPP
+
+#include <cstdint>
+
+#include <pmgate/detail/pm/suspend_steps.hpp>
+#include <pmgate/platform.hpp>
+#include <pmgate/pm/event.hpp>
+#include <pmgate/pm/kernel.hpp>
+#include <pmgate/pm/suspend.hpp>
+#include <pmgate/status.hpp>
+
+namespace pmgate {
+namespace pm {
+
+/// How a kernel goes off once its image is written.
+enum class power_off_mode : std::uint8_t {
+  platform,  ///< devices go down with HIBERNATE
+  shutdown,  ///< no callbacks: the ordinary way down of the machine
+  suspend,   ///< it sleeps instead, and needs the image only if the power fails
+};
+
+/// What the boot kernel stops before it takes its devices down.
+enum class restore_freeze : std::uint8_t {
+  everything,  ///< user tasks, kernel tasks, work queues
+  user_only,   ///< the way before Linux 5.7-rc4, and still that of its snapshot device
+};
+
+}  // namespace pm
+
+namespace detail {
+
+/// How a snapshot came out.
+struct snapshot_result {
+  status result = status::ok;
+  bool reached = false;  ///< the moment of copying; Kernel: in_suspend
+};
+
+/// The event that brings the devices up after a snapshot, or after none.
+constexpr pm::event after_snapshot(const snapshot_result& made) noexcept {
+  if (!made.reached) return pm::event::restore;
+  return made.result == status::ok ? pm::event::thaw : pm::event::recover;
+}
+
+inline constexpr pm::step snapshot_core[] = {pm::step::platform_snapshot, pm::step::secondary_cpus,
+                                             pm::step::local_interrupts, pm::step::syscore};
+inline constexpr pm::step restore_core[] = {pm::step::platform_restore, pm::step::secondary_cpus,
+                                            pm::step::local_interrupts, pm::step::syscore};
+inline constexpr pm::step power_off_core[] = {pm::step::platform_noirq, pm::step::secondary_cpus,
+                                              pm::step::local_interrupts, pm::step::syscore};
+
+/// H5 to the early half of H7.  Kernel: create_image().
+template <platform Platform>
+snapshot_result create_image(pm::basic_kernel<Platform>& system) noexcept {
+  snapshot_result made;
+  made.result = system.devices.suspend_end(pm::event::freeze);  // H5
+  if (made.result != status::ok) return made;
+  made.result = system.take_all(snapshot_core);  // H6
+  if (made.result == status::ok) {
+    if (!system.wakeup.pending()) {
+      made.reached = true;
+      made.result = system.take(pm::step::snapshot);
+      if (made.result == status::ok) system.save_image();
+    }
+    system.undo_all(snapshot_core);
+  }
+  system.devices.resume_start(after_snapshot(made));  // H7
+  return made;
+}
+
+/// H4 to H7, with the tasks frozen.
+template <platform Platform>
+snapshot_result snapshot_devices(pm::basic_kernel<Platform>& system) noexcept {
+  snapshot_result made;
+  made.result = system.devices.prepare(pm::event::freeze);  // H4
+  if (made.result != status::ok) {
+    system.devices.complete(pm::event::recover);
+    system.freezer.thaw_kernel_threads();
+    return made;
+  }
+  made.result = system.take(pm::step::console);
+  if (made.result == status::ok) {
+    made.result = system.devices.suspend(pm::event::freeze);
+    if (made.result == status::ok) made = create_image(system);
+    system.devices.resume(after_snapshot(made));  // H7
+    system.undo(pm::step::console);
+  }
+  system.devices.complete(after_snapshot(made));
+  return made;
+}
+
+/// H2 to H7.  Kernel: hibernation_snapshot().
+template <platform Platform>
+snapshot_result make_snapshot(pm::basic_kernel<Platform>& system) noexcept {
+  static constexpr pm::step before[] = {pm::step::platform, pm::step::image_memory};
+  snapshot_result made;
+  made.result = system.take_all(before);  // H2
+  if (made.result != status::ok) return made;
+  made.result = system.freezer.freeze_kernel_threads();  // H3
+  if (made.result == status::ok) made = snapshot_devices(system);
+  const bool keeps = made.reached && made.result == status::ok;
+  if (!keeps) system.undo(pm::step::image_memory);
+  system.undo(pm::step::platform);
+  return made;
+}
+
+/// The devices of H9, in platform mode. Returns only if the machine stays on.
+/// Kernel: hibernation_platform_enter().
+template <platform Platform>
+status power_off_devices(pm::basic_kernel<Platform>& system) noexcept {
+  static constexpr pm::step before[] = {pm::step::platform, pm::step::console};
+  status result = system.take_all(before);
+  if (result != status::ok) return result;
+  result = system.devices.suspend_start(pm::event::hibernate);
+  if (result == status::ok) {
+    result = system.devices.suspend_end(pm::event::hibernate);
+    if (result == status::ok) {
+      result = system.take_all(power_off_core);
+      if (result == status::ok) {
+        result = system.wakeup.pending() ? status::again : system.take(pm::step::power_off);
+        if (result == status::ok) return result;
+        system.undo_all(power_off_core);
+      }
+      system.devices.resume_start(pm::event::restore);
+    }
+  }
+  system.devices.resume_end(pm::event::restore);
+  system.undo_all(before);
+  return result;
+}
+
+/// H9. A wakeup on the way removes the image's signature, and the kernel goes on.
+template <platform Platform>
+status power_down(pm::basic_kernel<Platform>& system, pm::power_off_mode mode) noexcept {
+  status result = status::not_supported;
+  if (mode == pm::power_off_mode::suspend) {
+    result = pm::suspend_devices_and_enter(system, pm::sleep_mode::memory);
+    if (result == status::ok) return result;
+    mode = pm::power_off_mode::platform;  // the image is written: nothing is lost
+  }
+  if (mode == pm::power_off_mode::platform) {
+    result = power_off_devices(system);
+    if (result == status::again || result == status::busy) return result;
+  }
+  if (result != status::ok) result = system.take(pm::step::power_off);
+  system.set_off(result == status::ok);
+  return result;
+}
+
+/// H8 and H9. Afterwards the kernel is off, or there is no image any more.
+template <platform Platform>
+status write_image_and_go_off(pm::basic_kernel<Platform>& system,
+                              pm::power_off_mode mode) noexcept {
+  status result = system.take(pm::step::write_image);
+  if (result == status::ok) {
+    result = power_down(system, mode);
+    if (system.is_off()) return result;
+    system.undo(pm::step::write_image);
+  }
+  system.undo(pm::step::image_memory);
+  return result;
+}
+
+/// R7, or the end of a hibernation that came to nothing.
+template <platform Platform>
+void go_on(pm::basic_kernel<Platform>& system, pm::notice over) noexcept {
+  system.devices.discard_image();
+  system.freezer.thaw_processes();
+  system.notifiers.tell(over);
+  system.end_transition();
+}
+
+/// R6, R7: in the image kernel, from within its H6.
+template <platform Platform>
+void wake_image(pm::basic_kernel<Platform>& system) noexcept {
+  system.set_off(false);
+  system.put_back_image();
+  system.undo_all(snapshot_core);
+  system.devices.resume_start(pm::event::restore);
+  system.undo(pm::step::image_memory);
+  system.devices.resume(pm::event::restore);
+  system.undo(pm::step::console);
+  system.devices.complete(pm::event::restore);
+  system.undo(pm::step::platform);
+  go_on(system, pm::notice::post_hibernation);
+}
+
+/// R3 to R5 and F. Returns ok with the devices down and the jump done.
+/// Kernel: hibernation_restore().
+template <platform Platform>
+status quiesce_and_jump(pm::basic_kernel<Platform>& boot) noexcept {
+  status result = boot.take(pm::step::console);
+  if (result != status::ok) return result;
+  result = boot.devices.suspend_start(pm::event::quiesce);  // R3
+  if (result == status::ok) {
+    result = boot.devices.suspend_end(pm::event::quiesce);  // R4
+    if (result == status::ok) {
+      result = boot.take_all(restore_core);  // R5
+      if (result == status::ok) {
+        result = boot.take(pm::step::jump);
+        if (result == status::ok) return result;
+        boot.undo_all(restore_core);
+      }
+      boot.devices.resume_start(pm::event::recover);  // F
+    }
+  }
+  boot.devices.resume_end(pm::event::recover);  // F
+  boot.undo(pm::step::console);
+  return result;
+}
+
+/// R1.
+template <platform Platform>
+status freeze_boot_kernel(pm::basic_kernel<Platform>& boot, pm::restore_freeze stops) noexcept {
+  if (stops == pm::restore_freeze::everything) return freeze_all(boot);
+  return boot.freezer.freeze_processes();
+}
+
+}  // namespace detail
+}  // namespace pmgate
+
+#endif  // PMGATE_DETAIL_PM_HIBERNATION_STEPS_HPP

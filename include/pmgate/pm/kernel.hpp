@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: MIT
+//
+// pmgate/pm/kernel.hpp - everything of one kernel that takes part in system sleep, and
+// the machine below it.
+//
+// A hibernation has two: the image kernel, which saved itself and wakes up again, and
+// the boot kernel, which loads the image and is overwritten by it. The one rule to know:
+// state that is in memory comes back with the image, state of the hardware does not.
+//
+// Counterpart: system_transition_mutex, struct platform_suspend_ops and
+// platform_hibernation_ops, syscore of Linux (semantics only).
+#ifndef PMGATE_PM_KERNEL_HPP
+#define PMGATE_PM_KERNEL_HPP
+
+#include <atomic>
+#include <cstdint>
+
+#include <pmgate/platform.hpp>
+#include <pmgate/pm/device_tree.hpp>
+#include <pmgate/pm/freezer.hpp>
+#include <pmgate/pm/notifier.hpp>
+#include <pmgate/pm/wakeup.hpp>
+#include <pmgate/status.hpp>
+
+namespace pmgate::pm {
+
+/// What the machine does between the phases of the devices. Those that are undone are
+/// undone on the way up, in the opposite order.
+enum class step : std::uint8_t {
+  sync_filesystems,       ///< not undone
+  platform,               ///< begin, end
+  console,                ///< suspend, resume
+  platform_prepare,       ///< before the late phase; finish
+  platform_prepare_late,  ///< before the noirq phase; wake early
+  platform_noirq,         ///< after the noirq phase; wake
+  platform_snapshot,      ///< the same for a snapshot; finish
+  platform_restore,       ///< the same before a jump; cleanup
+  secondary_cpus,         ///< off, on
+  local_interrupts,       ///< off, on
+  syscore,                ///< suspend, resume
+  enter,                  ///< sleeps, returns when woken; not undone
+  image_memory,           ///< allocated, freed
+  snapshot,               ///< copies the memory; not undone
+  write_image,            ///< undone: the signature is removed
+  power_off,              ///< returns if it could not; not undone
+  read_image,             ///< undone: the image is closed
+  jump,                   ///< overwrites the boot kernel; not undone
+};
+
+/// One kernel: its tasks, queues, devices, and who wants to know.
+///
+/// Lifetime: neither copyable nor movable; outlives everybody registered with it.
+/// Threads:  the parts as they say; transitions from any thread, one at a time.
+/// Blocking: no member of its own.
+template <platform Platform>
+class basic_kernel {
+ public:
+  /// Does a step, or undoes it; what it returns for undoing does not matter.
+  using step_fn = status (*)(void* context, step what, bool undo) noexcept;
+
+  basic_kernel() noexcept { devices.set_wakeup(&wakeup); }
+  basic_kernel(const basic_kernel&) = delete;
+  basic_kernel& operator=(const basic_kernel&) = delete;
+
+  basic_wakeup<Platform> wakeup;
+  basic_notifier_chain<Platform> notifiers;
+  basic_freezer<Platform> freezer{&wakeup};
+  basic_device_tree<Platform> devices;
+
+  /// Null: every step succeeds.  Precondition: no transition goes on.
+  void set_steps(step_fn function, void* context) noexcept {
+    step_context_ = context;
+    step_ = function;
+  }
+
+  /// True while it is off and only its image is left; see hibernate().
+  [[nodiscard]] bool is_off() const noexcept {
+    // [off.read] acquire: pairs with [off.set].
+    return off_.load(std::memory_order_acquire) != 0;
+  }
+
+  // -- for transitions
+
+  /// False if one goes on.  Kernel: mutex_trylock(&system_transition_mutex).
+  [[nodiscard]] bool begin_transition() noexcept {
+    // [begin.take] acq_rel: pairs with [end.give].
+    return busy_.exchange(1, std::memory_order_acq_rel) == 0;
+  }
+  void end_transition() noexcept {
+    // [end.give] release: pairs with [begin.take].
+    busy_.store(0, std::memory_order_release);
+  }
+
+  /// syscore looks for a wakeup first and returns busy if there is one.
+  [[nodiscard]] status take(step what) noexcept;
+  void undo(step what) noexcept;
+  /// Takes steps in order; one that fails undoes those before it.
+  template <unsigned Count>
+  [[nodiscard]] status take_all(const step (&steps)[Count]) noexcept;
+  template <unsigned Count>
+  void undo_all(const step (&steps)[Count], unsigned taken = Count) noexcept;
+
+  /// The state in memory, to and from the image; and what happens to the boot kernel.
+  void save_image() noexcept;
+  void put_back_image() noexcept;
+  void vanish() noexcept;
+  void set_off(bool off) noexcept {
+    // [off.set] release: pairs with [off.read].
+    off_.store(off ? 1 : 0, std::memory_order_release);
+  }
+
+ private:
+  step_fn step_ = nullptr;
+  void* step_context_ = nullptr;
+  typename Platform::template atomic<std::uint32_t> busy_{0};
+  typename Platform::template atomic<std::uint32_t> off_{0};
+};
+
+using kernel = basic_kernel<default_platform>;
+
+template <platform Platform>
+status basic_kernel<Platform>::take(step what) noexcept {
+  if (what == step::syscore && wakeup.pending()) return status::busy;
+  return step_ != nullptr ? step_(step_context_, what, false) : status::ok;
+}
+
+template <platform Platform>
+void basic_kernel<Platform>::undo(step what) noexcept {
+  if (step_ != nullptr) (void)step_(step_context_, what, true);
+}
+
+template <platform Platform>
+template <unsigned Count>
+status basic_kernel<Platform>::take_all(const step (&steps)[Count]) noexcept {
+  for (unsigned n = 0; n < Count; ++n) {
+    const status result = take(steps[n]);
+    if (result == status::ok) continue;
+    undo_all(steps, n);
+    return result;
+  }
+  return status::ok;
+}
+
+template <platform Platform>
+template <unsigned Count>
+void basic_kernel<Platform>::undo_all(const step (&steps)[Count], unsigned taken) noexcept {
+  while (taken > 0) undo(steps[--taken]);
+}
+
+template <platform Platform>
+void basic_kernel<Platform>::save_image() noexcept {
+  freezer.save_image();
+  devices.save_image();
+}
+
+template <platform Platform>
+void basic_kernel<Platform>::put_back_image() noexcept {
+  freezer.put_back_image();
+  (void)devices.put_back_image();
+}
+
+template <platform Platform>
+void basic_kernel<Platform>::vanish() noexcept {
+  devices.vanish();
+  freezer.vanish();
+  wakeup.clear();
+}
+
+}  // namespace pmgate::pm
+
+#endif  // PMGATE_PM_KERNEL_HPP
