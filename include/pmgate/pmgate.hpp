@@ -25,6 +25,7 @@
 #include <pmgate/pm/disk_events.hpp>
 #include <pmgate/pm/freezer.hpp>
 #include <pmgate/pm/hibernation.hpp>
+#include <pmgate/pm/scope.hpp>
 #include <pmgate/pm/suspend.hpp>
 #include <pmgate/pm/work_queue.hpp>
 #include <pmgate/scsi/bus_pm.hpp>

@@ -1,0 +1,636 @@
+// SPDX-License-Identifier: MIT
+//
+// scope_test.cpp - trees of gates, and the mail thread this library comes from: a poller
+// that reaches a driver which is torn down. The numbers are those of the scenarios in the
+// specification of system sleep.
+#include <array>
+#include <atomic>
+#include <chrono>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <random>
+#include <string>
+#include <thread>
+#include <type_traits>
+#include <vector>
+
+#include <doctest/doctest.h>
+
+#include <pmgate/block/freeze_gate.hpp>
+#include <pmgate/block/quiesce_gate.hpp>
+#include <pmgate/platform/single.hpp>
+#include <pmgate/pm/disk_events.hpp>
+#include <pmgate/pm/hibernation.hpp>
+#include <pmgate/pm/scope.hpp>
+#include <pmgate/pm/suspend.hpp>
+
+#include "support/deferred_platform.hpp"
+#include "support/device_rig.hpp"
+#include "support/virtual_platform.hpp"
+
+using pmgate::basic_freeze_gate;
+using pmgate::basic_quiesce_gate;
+using pmgate::enter_flags;
+using pmgate::single_platform;
+using pmgate::status;
+using pmgate::pm::basic_device_tree;
+using pmgate::pm::basic_disk_events;
+using pmgate::pm::basic_kernel;
+using pmgate::pm::basic_scope;
+using pmgate::pm::basic_work_queue;
+using pmgate::pm::dispatch_of;
+using pmgate::pm::event;
+using pmgate::pm::phase;
+using pmgate::pm::pm_only;
+using pmgate::pm::restore;
+using pmgate::pm::restore_freeze;
+using pmgate::pm::sleep_kinds;
+using pmgate::pm::step;
+using pmgate::pm::task_kind;
+using pmgate::pm::work_queue_flags;
+using testing::come_up;
+using testing::go_down;
+using testing::misuse_log;
+using testing::virtual_clock;
+using testing::virtual_platform;
+using testing::worker;
+using default_platform = pmgate::default_platform;
+using scope = pmgate::pm::scope;
+using device_tree = pmgate::pm::device_tree;
+
+static_assert(!std::is_copy_constructible_v<scope>);
+static_assert(!std::is_move_constructible_v<scope>);
+static_assert(!std::is_copy_constructible_v<scope::gate>);
+static_assert(!std::is_move_constructible_v<scope::gate>);
+
+namespace {
+
+auto ms(int n) { return std::chrono::milliseconds(n); }
+
+/// Something with suspend() and resume() that writes down what it is told.
+struct driver {
+  driver(const char* its_name, std::string& into) : name(its_name), log(into) {}
+  status suspend() noexcept {
+    log += std::string("-") + name + " ";
+    return says;
+  }
+  void resume() noexcept { log += std::string("+") + name + " "; }
+  const char* name;
+  std::string& log;
+  status says = status::ok;
+};
+
+/// A host with a dispatch gate and a ring; a disk with an entry: the order of it all.
+struct stack {
+  std::string log;
+  device_tree tree;
+  driver drain{"drain", log}, ring{"ring", log}, entry{"entry", log}, flush{"flush", log};
+  scope host{tree, "host"};
+  scope::gate drain_first{host, phase::suspend_noirq, drain};
+  scope::gate ring_last{host, phase::suspend_noirq, ring};
+  scope disk{tree, "disk", &host};
+  scope::gate class_gate{disk, phase::suspend, entry};
+  scope::gate flush_late{disk, phase::suspend_late, flush};
+};
+
+}  // namespace
+
+TEST_SUITE("scope") {
+
+// -- order and undoing
+
+TEST_CASE("the class gate goes down first and up last, drain before teardown, mirrored") {
+  stack s;
+  CHECK(go_down(s.tree, event::suspend) == status::ok);
+  CHECK(s.log == "-entry -flush -drain -ring ");
+  CHECK(s.class_gate.is_down());
+
+  s.log.clear();
+  come_up(s.tree, event::resume);
+  CHECK(s.log == "+ring +drain +flush +entry ");
+  CHECK_FALSE(s.class_gate.is_down());
+}
+
+TEST_CASE("whoever refuses, all gates that are down go up again, those of its own phase too") {
+  stack s;
+  SUBCASE("the last of all") {
+    s.ring.says = status::busy;
+    CHECK(go_down(s.tree, event::quiesce) == status::busy);
+    CHECK(s.log == "-entry -flush -drain -ring +drain +flush +entry ");
+  }
+  SUBCASE("one in the middle") {
+    s.flush.says = status::io_error;
+    CHECK(go_down(s.tree, event::hibernate) == status::io_error);
+    CHECK(s.log == "-entry -flush +entry ");
+  }
+  SUBCASE("the first") {
+    s.entry.says = status::io_error;
+    CHECK(go_down(s.tree, event::suspend) == status::io_error);
+    CHECK(s.log == "-entry ");
+  }
+  for (const auto* each : {&s.drain_first, &s.ring_last, &s.class_gate, &s.flush_late}) {
+    CHECK_FALSE(each->is_down());
+  }
+}
+
+TEST_CASE("a gate takes part in the transitions it was declared for") {
+  std::string log;
+  device_tree tree;
+  driver always{"always", log}, hibernation{"hibernation", log}, sleep{"sleep", log};
+  scope power(tree, "device");
+  const scope::gate first(power, phase::suspend, always);
+  const scope::gate second(power, phase::suspend, hibernation, sleep_kinds::hibernate);
+  const scope::gate third(power, phase::suspend, sleep, sleep_kinds::suspend);
+
+  CHECK(go_down(tree, event::suspend) == status::ok);
+  come_up(tree, event::resume);
+  CHECK(log == "-always -sleep +sleep +always ");
+
+  log.clear();
+  CHECK(go_down(tree, event::quiesce) == status::ok);
+  come_up(tree, event::recover);
+  CHECK(log == "-always -hibernation +hibernation +always ");
+
+  log.clear();
+  CHECK(go_down(tree, event::hibernate) == status::ok);
+  come_up(tree, event::restore);
+  CHECK(log == "-always -hibernation +hibernation +always ");
+}
+
+// -- the kinds of gates
+
+TEST_CASE_TEMPLATE("each kind of gate is closed and opened by what it offers", P, default_platform,
+                   single_platform) {
+  struct class_device {
+    status quiesce() noexcept { return ++quiesced, status::ok; }
+    void resume() noexcept { --quiesced; }
+    int quiesced = 0;
+  };
+  struct both {
+    status freeze_start() noexcept { return ++frozen, status::ok; }
+    status freeze_wait() noexcept { return status::ok; }
+    void unfreeze() noexcept { --frozen; }
+    void quiesce_nowait() noexcept { ++quiesced; }
+    status wait_quiesced() noexcept { return status::ok; }
+    bool unquiesce() noexcept { return --quiesced == 0; }
+    int frozen = 0;
+    int quiesced = 0;
+  };
+  misuse_log misuse;
+  basic_device_tree<P> tree;
+  basic_freeze_gate<P> entry, special;
+  basic_quiesce_gate<P> dispatch;
+  class_device disk;
+  both queue;
+  int called = 0;
+  {
+    using gate = typename basic_scope<P>::gate;
+    basic_scope<P> power(tree, "device");
+    const gate one(power, phase::suspend, entry);
+    const gate two(power, phase::suspend, pm_only(special));
+    const gate three(power, phase::suspend, dispatch);
+    const gate four(power, phase::suspend, disk);
+    const gate five(power, phase::suspend, queue);
+    const gate six(power, phase::suspend, dispatch_of(queue));
+    const gate seven(
+        power, phase::suspend,
+        [](void* it) noexcept { return ++*static_cast<int*>(it), status::ok; },
+        [](void* it) noexcept { return --*static_cast<int*>(it), status::ok; }, &called);
+
+    CHECK(go_down(tree, event::suspend) == status::ok);
+    CHECK_FALSE(entry.try_enter());
+    CHECK_FALSE(special.try_enter());
+    CHECK(special.try_enter(enter_flags::pm));
+    special.exit();
+    CHECK_FALSE(dispatch.try_dispatch());
+    CHECK(disk.quiesced == 1);
+    CHECK(queue.frozen == 1);
+    CHECK(queue.quiesced == 1);
+    CHECK(called == 1);
+
+    come_up(tree, event::resume);
+    CHECK(entry.try_enter());
+    CHECK(special.try_enter());
+    CHECK(dispatch.try_dispatch());
+    entry.exit();
+    special.exit();
+    dispatch.end_dispatch();
+    CHECK(disk.quiesced + queue.frozen + queue.quiesced + called == 0);
+  }
+  CHECK(misuse.count() == 0);
+}
+
+TEST_CASE("a gate that does not drain within the limit opens again, and the device refuses") {
+  virtual_clock::reset();
+  basic_device_tree<virtual_platform> tree;
+  basic_freeze_gate<virtual_platform> entry, special;
+  basic_scope<virtual_platform> power(tree, "device");
+  const basic_scope<virtual_platform>::gate one(power, phase::suspend, pm_only(special));
+  const basic_scope<virtual_platform>::gate two(power, phase::suspend_late, entry);
+  power.set_drain_limit(ms(30));
+  REQUIRE(entry.try_enter());
+
+  CHECK(go_down(tree, event::suspend) == status::timed_out);
+  CHECK(virtual_clock::now() == 30);
+  CHECK(entry.depth() == 0);
+  CHECK(special.pm_only() == 0);
+  entry.exit();
+
+  REQUIRE(special.try_enter());
+  CHECK(go_down(tree, event::suspend) == status::timed_out);
+  CHECK(special.depth() == 0);
+  CHECK(special.pm_only() == 0);
+  special.exit();
+  CHECK(go_down(tree, event::suspend) == status::ok);
+  come_up(tree, event::resume);
+  virtual_clock::reset();
+}
+
+// -- images
+
+TEST_CASE("gates that were closed in the image are closed when the image goes on") {
+  stack s;
+  REQUIRE(go_down(s.tree, event::freeze) == status::ok);
+  s.tree.save_image();
+  come_up(s.tree, event::thaw);
+  s.log.clear();
+
+  CHECK(s.tree.put_back_image());
+  CHECK(s.class_gate.is_down());
+  CHECK(s.ring_last.is_down());
+  s.log.clear();
+  come_up(s.tree, event::restore);
+
+  CHECK(s.log == "+ring +drain +flush +entry ");
+  s.tree.discard_image();
+}
+
+// -- misuse
+
+TEST_CASE("a scope below a prepared one is not registered, wrong phases are reported") {
+  misuse_log misuse;
+  std::string log;
+  device_tree tree;
+  driver something{"something", log};
+  scope host(tree, "host");
+  CHECK(host.registration() == status::ok);
+  REQUIRE(tree.prepare(event::suspend) == status::ok);
+  {
+    scope late(tree, "late", &host);
+    CHECK(late.registration() == status::busy);
+    const scope::gate wrong(late, phase::resume, something);
+    CHECK(misuse.take() == 1);
+  }
+  tree.complete(event::resume);
+  {
+    std::optional<scope::gate> left;
+    {
+      auto short_lived = std::make_unique<scope>(tree, "short");
+      left.emplace(*short_lived, phase::suspend, something);
+      REQUIRE(tree.suspend_start(event::suspend) == status::ok);
+      left.reset();
+      CHECK(misuse.take() == 1);
+      tree.resume_end(event::resume);
+    }
+  }
+  CHECK(misuse.count() == 0);
+}
+
+}  // TEST_SUITE
+
+namespace {
+
+/// What the mail thread is about: a disk with a poller on a freezable queue, behind an
+/// entry that is closed in the main phase, on an adapter that is torn down in noirq.
+template <class P>
+struct storage {
+  explicit storage(bool polls_pass_as_special) : special(polls_pass_as_special) {
+    kernel.freezer.add(queue);
+    kernel.set_steps(
+        [](void* context, step what, bool undo) noexcept {
+          auto& self = *static_cast<storage*>(context);
+          if (!undo && what == step::platform_restore && self.in_the_window) self.in_the_window();
+          return !undo && what == step::jump ? status::io_error : status::ok;
+        },
+        this);
+  }
+  ~storage() {
+    if (events.depth() == 0) events.block();
+    kernel.freezer.remove(queue);
+  }
+
+  static unsigned poll(void* context, unsigned) noexcept {
+    auto& self = *static_cast<storage*>(context);
+    ++self.polls;
+    if (self.entry.enter(self.special ? enter_flags::pm : enter_flags{}) == status::ok) {
+      self.submit();
+    }
+    return 0;
+  }
+  /// The midlayer: to the adapter, or onto a list while it is blocked.
+  void submit() {
+    if (!blocking.try_dispatch()) {
+      ++waiting;
+      return;
+    }
+    queue_command();
+    blocking.end_dispatch();
+  }
+  /// The adapter. This is where the kernel of the thread crashed.
+  void queue_command() {
+    if (torn_down) ++violations;
+    ++delivered;
+    entry.exit();
+  }
+  static status tear_down(void* it) noexcept {
+    static_cast<storage*>(it)->torn_down = true;
+    return status::ok;
+  }
+  static status set_up(void* it) noexcept {
+    static_cast<storage*>(it)->torn_down = false;
+    return status::ok;
+  }
+  static status block_host(void* it) noexcept {
+    auto& self = *static_cast<storage*>(it);
+    return self.has_host_block ? self.blocking.quiesce() : status::ok;
+  }
+  static status unblock_host(void* it) noexcept {
+    auto& self = *static_cast<storage*>(it);
+    if (!self.has_host_block) return status::ok;
+    (void)self.blocking.unquiesce();
+    self.entry_was_closed = self.entry.pm_only() != 0;
+    for (; self.waiting > 0; --self.waiting) self.submit();
+    return status::ok;
+  }
+
+  const bool special;
+  bool has_host_block = false;
+  std::function<void()> in_the_window;  // between R4 and R5
+  std::atomic<int> polls{0}, delivered{0}, violations{0};
+  int waiting = 0;
+  bool entry_was_closed = false;
+  std::atomic<bool> torn_down{false};
+  basic_freeze_gate<P> entry;
+  basic_quiesce_gate<P> blocking;
+  basic_kernel<P> kernel;
+  basic_work_queue<P> queue{"events_freezable_power_efficient", work_queue_flags::freezable};
+  basic_disk_events<P> events{queue, &poll, nullptr, this};
+  basic_scope<P> adapter{kernel.devices, "vmbus storvsc"};
+  typename basic_scope<P>::gate host_block{adapter, phase::suspend_noirq, &block_host,
+                                           &unblock_host, this};
+  typename basic_scope<P>::gate ring{adapter, phase::suspend_noirq, &tear_down, &set_up, this};
+  basic_scope<P> disk{kernel.devices, "sr 0:0:0:1", &adapter};
+  typename basic_scope<P>::gate class_gate{disk, phase::suspend, pm_only(entry)};
+};
+
+/// A storage on the test's clock with a poll every 5 ms; the window lasts for 20 ms.
+struct sequential_storage : storage<virtual_platform> {
+  explicit sequential_storage(bool polls_pass_as_special) : storage(polls_pass_as_special) {
+    virtual_clock::reset();
+    events.set_poll_interval(ms(5));
+    events.unblock();
+    queue.run_pending();
+    delivered = polls = 0;
+    in_the_window = [this] {
+      for (int n = 0; n < 4; ++n) {
+        virtual_clock::advance(5);
+        queue.run_pending();
+      }
+    };
+  }
+};
+
+/// A storage of the real platform with a worker.
+struct threaded_storage : storage<default_platform> {
+  threaded_storage() : storage(false), thread([this] { queue.run(); }) {
+    events.unblock();
+    while (delivered == 0) std::this_thread::yield();
+    delivered = polls = 0;
+  }
+  ~threaded_storage() {
+    queue.stop();
+    thread.join();
+  }
+  /// A poll comes, and stays at the entry.
+  void poll_and_wait() {
+    events.flush(1);
+    while (polls == 0) std::this_thread::yield();
+  }
+  std::thread thread;
+};
+
+}  // namespace
+
+TEST_SUITE("scope: the mail thread") {
+
+TEST_CASE("scenario 28: with the user pass only, a poll reaches the driver after its teardown") {
+  sequential_storage s(true);
+  CHECK(restore<virtual_platform>(s.kernel, nullptr, restore_freeze::user_only) ==
+        status::io_error);
+  CHECK(s.violations >= 1);
+}
+
+TEST_CASE("scenario 29: with both passes no poll comes, and the parked one runs exactly once") {
+  for (int turn = 0; turn < 1000; ++turn) {
+    sequential_storage s(true);
+    REQUIRE(restore<virtual_platform>(s.kernel, nullptr) == status::io_error);
+    REQUIRE(s.violations == 0);
+    REQUIRE(s.polls == 0);
+
+    s.queue.run_pending();
+    REQUIRE(s.polls == 1);
+    REQUIRE(s.delivered == 1);
+    virtual_clock::advance(5);
+    s.queue.run_pending();
+    REQUIRE(s.polls == 2);
+  }
+}
+
+TEST_CASE("scenario 30: with a driver gate the poll waits, until the driver is up again") {
+  sequential_storage s(true);
+  s.has_host_block = true;
+  s.in_the_window = [&] {
+    virtual_clock::advance(5);
+    s.queue.run_pending();
+    CHECK(s.polls == 1);
+    CHECK(s.waiting == 1);
+    CHECK(s.delivered == 0);
+  };
+
+  CHECK(restore<virtual_platform>(s.kernel, nullptr, restore_freeze::user_only) ==
+        status::io_error);
+
+  CHECK(s.violations == 0);
+  CHECK(s.delivered == 1);
+  CHECK(s.entry_was_closed);  // the driver was open before its class
+}
+
+TEST_CASE("scenario 31: a poll that does not pass the class gate sleeps there until the thaw") {
+  threaded_storage s;
+  s.in_the_window = [&] { s.poll_and_wait(); };
+
+  CHECK(restore<default_platform>(s.kernel, nullptr, restore_freeze::user_only) ==
+        status::io_error);
+  while (s.delivered == 0) std::this_thread::yield();
+
+  CHECK(s.violations == 0);
+  CHECK(s.delivered == 1);
+}
+
+TEST_CASE("scenario 32: quiescing before freezing makes the freeze fail, the poller is stuck") {
+  threaded_storage s;
+  s.kernel.freezer.set_timeout(ms(30));
+  REQUIRE(s.kernel.devices.suspend_start(event::quiesce) == status::ok);
+  s.poll_and_wait();
+  pmgate::pm::freezer::report report;
+
+  CHECK(s.kernel.freezer.freeze_kernel_threads(report) == status::busy);
+  CHECK(report.wq_busy());
+  CHECK(report.queues[0] == std::string("events_freezable_power_efficient"));
+  CHECK(s.delivered == 0);
+
+  s.kernel.devices.resume_end(event::recover);
+  while (s.delivered == 0) std::this_thread::yield();
+  s.kernel.freezer.set_timeout(ms(20000));
+  CHECK(s.kernel.freezer.freeze_kernel_threads() == status::ok);
+  s.kernel.freezer.thaw_processes();
+  CHECK(s.violations == 0);
+}
+
+// -- stress
+
+TEST_CASE("scenario 36: submitters, a poller, 500 suspends, random failures") {
+  using pmgate::pm::work;
+  using pmgate::pm::work_queue;
+  struct request;
+  /// A disk that completes on a thread of its own, and gates that refuse now and then.
+  struct machine {
+    std::atomic<bool> torn_down{false};
+    std::atomic<long> accepted{0}, completed{0}, violations{0}, polls{0}, wanted_polls{0};
+    std::atomic<int> downs{0};  // of the gate that may refuse
+    std::mt19937 random{36};
+    pmgate::freeze_gate entry;
+    pmgate::pm::kernel kernel;
+    work_queue completions{"completions", work_queue_flags::none, 0};
+    work_queue polling{"polling", work_queue_flags::freezable};
+    scope adapter{kernel.devices, "adapter"};
+    scope::gate moody{adapter, phase::suspend_noirq,
+                      [](void* it) noexcept {
+                        auto& self = *static_cast<machine*>(it);
+                        if (self.random() % 4 == 0) return status::io_error;
+                        ++self.downs;
+                        return status::ok;
+                      },
+                      [](void* it) noexcept {
+                        --static_cast<machine*>(it)->downs;
+                        return status::ok;
+                      },
+                      this};
+    scope::gate ring{adapter, phase::suspend_noirq,
+                     [](void* it) noexcept {
+                       auto& self = *static_cast<machine*>(it);
+                       if (self.accepted != self.completed) ++self.violations;  // not drained
+                       if (self.random() % 4 == 0) return status::busy;
+                       self.torn_down = true;
+                       return status::ok;
+                     },
+                     [](void* it) noexcept {
+                       static_cast<machine*>(it)->torn_down = false;
+                       return status::ok;
+                     },
+                     this};
+    scope disk{kernel.devices, "disk", &adapter};
+    scope::gate class_gate{disk, phase::suspend, pm_only(entry)};
+    scope::gate late{disk, phase::suspend_late,
+                     [](void* it) noexcept {
+                       return static_cast<machine*>(it)->random() % 8 == 0 ? status::io_error
+                                                                           : status::ok;
+                     },
+                     [](void*) noexcept { return status::ok; }, this};
+  } m;
+  struct request {
+    static void complete(work& item) noexcept {
+      auto& self = *static_cast<request*>(item.context());
+      if (self.m.torn_down) ++self.m.violations;
+      ++self.m.completed;
+      self.m.entry.exit();
+      self.busy = false;
+    }
+    bool submit() {
+      if (m.entry.enter() != status::ok) return false;
+      ++m.accepted;
+      if (m.torn_down) ++m.violations;
+      busy = true;
+      if (!m.completions.queue(done)) ++m.violations;
+      while (busy) std::this_thread::yield();
+      return true;
+    }
+    machine& m;
+    std::atomic<bool> busy{false};
+    work done{&complete, this};
+  };
+  m.kernel.freezer.add(m.polling);
+  std::atomic<bool> stop{false};
+  std::vector<std::thread> threads;
+  threads.emplace_back([&] { m.completions.run(); });
+  threads.emplace_back([&] { m.polling.run(); });
+  std::vector<std::thread> submitters;
+  for (int n = 0; n < 4; ++n) {
+    submitters.emplace_back([&, n] {
+      request mine{m};
+      pmgate::pm::freezable_task task(m.kernel.freezer, "submitter", task_kind::user);
+      if (n % 2 == 0) task.set_nofreeze();  // stopped by the gate only
+      while (!stop) {
+        (void)mine.submit();
+        (void)task.try_to_freeze();
+      }
+    });
+  }
+  struct poller {
+    static void run(work& item) noexcept {
+      auto& self = *static_cast<poller*>(item.context());
+      ++self.m.polls;
+      (void)self.command.submit();
+    }
+    machine& m;
+    request command{m};
+    work item{&run, this};
+  } poll{m};
+  std::thread timer([&] {
+    while (!stop) {
+      if (m.polling.queue(poll.item)) ++m.wanted_polls;
+      std::this_thread::yield();
+    }
+  });
+
+  int failed = 0, slept = 0;
+  for (int cycle = 0; cycle < 500; ++cycle) {
+    const status result = pmgate::pm::suspend(m.kernel);
+    ++(result == status::ok ? slept : failed);
+    REQUIRE(m.downs == 0);
+    REQUIRE_FALSE(m.torn_down);
+    REQUIRE_FALSE(m.class_gate.is_down());
+    if (cycle % 50 == 0) {  // somebody gets on in between
+      const long before = m.completed;
+      while (m.completed == before) std::this_thread::yield();
+    }
+  }
+  stop = true;
+  for (std::thread& thread : submitters) thread.join();
+  timer.join();
+  CHECK(m.polling.drain() == status::ok);
+  CHECK(m.completions.drain() == status::ok);
+  m.polling.stop();
+  m.completions.stop();
+  for (std::thread& thread : threads) thread.join();
+  m.kernel.freezer.remove(m.polling);
+
+  CHECK(m.violations == 0);
+  CHECK(m.accepted == m.completed);
+  CHECK(m.polls == m.wanted_polls);
+  CHECK(slept > 0);
+  CHECK(failed > 0);
+}
+
+}  // TEST_SUITE
