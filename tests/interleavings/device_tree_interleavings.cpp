@@ -6,7 +6,8 @@
 // Each device has guarded data that its callbacks write; on the way down a parent reads
 // that of its children, on the way up a child that of its parent. A callback that comes too
 // early, or an order that nothing guarantees, is a data race and fails the schedule.
-#include <atomic>
+#include <cstdint>
+#include <string>
 
 #include <doctest/doctest.h>
 
@@ -101,10 +102,14 @@ struct family {
   void transition() {
     result = tree.suspend_start(event::suspend);
     for (const node<P>* each : {&t, &d, &r}) {
-      sim::expect(each->self.is_suspended() == (each->downs == 1), "a mark that is not true");
+      const bool down = each->data.read() == 1;  // the phase is over: nothing races any more
+      sim::expect(each->self.is_suspended() == down, "a mark that is not true");
     }
     if (result != status::ok) sim::expect(t.downs == 0, "the parent went down after an error");
     tree.resume_end(event::resume);
+    for (const node<P>* each : {&t, &d, &r}) {
+      sim::expect(each->data.read() == 0, "a device is down at the end");
+    }
     queue.stop();
   }
   void check() {
@@ -231,12 +236,12 @@ struct machine {
 template <template <class> class State, class... Threads>
 void hold_on_memory_models(const char* title, const sim::options& base, const Threads&... threads) {
   ++tally::all().tests;
-  const auto try_one = [&](const char* name, sim::options how) {
+  const auto try_one = [&](const char* model, sim::options how) {
     how.preemptions += scale();
-    const sim::result found = explore_one<State<pmgate::sim_platform>>(
-        std::string(title) + " | " + name, how, threads...);
+    const std::string name = std::string(title) + " | " + model;
+    const sim::result found = explore_one<State<pmgate::sim_platform>>(name, how, threads...);
     found.print();
-    CHECK_MESSAGE(found.failure.empty(), found.failure, " in ", title, " | ", name);
+    CHECK_MESSAGE(found.failure.empty(), found.failure, " in ", name);
   };
   sim::options how = base;
   try_one("sc", how);
