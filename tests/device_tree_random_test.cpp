@@ -160,10 +160,10 @@ bool depends(const random_device* on, const random_device* what) {
 /// One random tree.
 class forest {
  public:
-  forest(unsigned seed, work_queue& workers) : random_(seed) {
+  forest(unsigned seed, work_queue& workers, std::size_t most = 200) : random_(seed) {
     tree_.set_async_queue(&workers);
     tree_.set_wakeup(&wakeup_);
-    grow();
+    grow(most);
     connect();
   }
   ~forest() {
@@ -176,12 +176,34 @@ class forest {
     }
   }
 
-  /// One transition; what was asked for, and what had to come of it, is checked.
+  /// One transition with random failures.
   void cycle() {
+    clear_failures();
     plant_failures();
+    (void)transition(std::vector<event>{event::suspend, event::freeze, event::quiesce,
+                                        event::hibernate}[random_() % 4]);
+  }
+  /// One transition for each callback of each device: that one fails, and no other.
+  unsigned fail_each_callback() {
+    unsigned planted = 0;
+    for (random_device& each : devices_) {
+      for (int at = -1; at < random_device::phases; ++at) {
+        clear_failures();
+        each.fails_prepare = at < 0;
+        each.fails_down_at = at;
+        REQUIRE(transition(event::freeze) == status::io_error);
+        clear_failures();
+        each.fails_up_at = at;
+        REQUIRE(transition(event::hibernate) == status::ok);
+        planted += at < 0 ? 1 : 2;
+      }
+    }
+    return planted;
+  }
+
+  /// Down and up again; what had to come of it is checked.
+  status transition(event what) {
     wakeup_.clear();
-    const event what = std::vector<event>{event::suspend, event::freeze, event::quiesce,
-                                          event::hibernate}[random_() % 4];
     status result = tree_.suspend_start(what);
     if (result == status::ok) {
       result = tree_.suspend_end(what);
@@ -194,6 +216,7 @@ class forest {
     tree_.resume_end(undo_of(what));
     check_all_up();
     check_order();
+    return result;
   }
 
   faults wrong;
@@ -205,8 +228,8 @@ class forest {
   bool one_in(unsigned n) { return random_() % n == 0; }
   random_device& any() { return devices_[random_() % devices_.size()]; }
 
-  void grow() {
-    const std::size_t count = 1 + random_() % 200;
+  void grow(std::size_t most) {
+    const std::size_t count = 1 + random_() % most;
     for (std::size_t n = 0; n < count; ++n) {
       random_device* const parent = devices_.empty() || one_in(20) ? nullptr : &any();
       random_device& added = devices_.emplace_back(parent, wrong);
@@ -235,11 +258,13 @@ class forest {
     }
     check_order();
   }
-  void plant_failures() {
+  void clear_failures() {
     for (random_device& each : devices_) {
       each.fails_prepare = false;
       each.fails_down_at = each.fails_up_at = each.wakes_up_at = -1;
     }
+  }
+  void plant_failures() {
     const unsigned failures = static_cast<unsigned>(random_() % 4);
     for (unsigned n = 0; n < failures; ++n) {
       switch (random_() % 6) {
@@ -293,6 +318,19 @@ class forest {
   std::deque<device_link> links_;
 };
 
+/// Threads that run asynchronous devices.
+struct pool {
+  pool() {
+    for (int n = 0; n < 3; ++n) threads.emplace_back([this] { workers.run(); });
+  }
+  ~pool() {
+    workers.stop();
+    for (std::thread& thread : threads) thread.join();
+  }
+  work_queue workers{"async", pmgate::pm::work_queue_flags::none, 0};
+  std::vector<std::thread> threads;
+};
+
 }  // namespace
 
 TEST_SUITE("device_tree, random") {
@@ -300,15 +338,13 @@ TEST_SUITE("device_tree, random") {
 TEST_CASE("random trees with random failures: no order is violated, every undoing is exact") {
   const char* const given = std::getenv("PMGATE_RANDOM_TREES");
   const unsigned trees = given != nullptr ? static_cast<unsigned>(std::atoi(given)) : 1000;
-  work_queue workers("async", pmgate::pm::work_queue_flags::none, 0);
-  std::vector<std::thread> threads;
-  for (int n = 0; n < 3; ++n) threads.emplace_back([&] { workers.run(); });
+  pool threads;
   int failed = 0;
   unsigned refused = 0;
   std::size_t devices = 0;
   for (unsigned seed = 1; seed <= trees; ++seed) {
     INFO("seed ", seed);
-    forest wood(seed, workers);
+    forest wood(seed, threads.workers);
     for (int turn = 0; turn < 3; ++turn) wood.cycle();
     REQUIRE(wood.wrong.below_not_down == 0);
     REQUIRE(wood.wrong.above_not_up == 0);
@@ -317,12 +353,24 @@ TEST_CASE("random trees with random failures: no order is violated, every undoin
     refused += wood.refused_links;
     devices += wood.size();
   }
-  workers.stop();
-  for (std::thread& thread : threads) thread.join();
   MESSAGE(trees, " trees, ", devices, " devices, ", refused, " links refused, ", failed,
           " transitions failed of ", 3 * trees);
   CHECK(failed > static_cast<int>(trees) / 2);
   CHECK(refused > 0);
+}
+
+TEST_CASE("a failure in each callback of random trees: those resumed are those suspended") {
+  pool threads;
+  unsigned planted = 0;
+  for (unsigned seed = 1; seed <= 12; ++seed) {
+    INFO("seed ", seed);
+    forest wood(seed, threads.workers, 40);
+    planted += wood.fail_each_callback();
+    REQUIRE(wood.wrong.total() == 0);
+    REQUIRE(static_cast<std::size_t>(wood.failed_) == 4 * wood.size());
+  }
+  MESSAGE(planted, " failures");
+  CHECK(planted > 0);
 }
 
 }  // TEST_SUITE
