@@ -170,6 +170,34 @@ TEST_CASE("a queue that is made known while everything is frozen starts frozen")
   s.freezer.remove(late);
 }
 
+TEST_CASE("flushing parked items waits, except for the thread that froze") {
+  misuse_log misuse;
+  default_freezer freezer;
+  default_queue early("early", work_queue_flags::freezable);
+  default_queue late("late", work_queue_flags::freezable);
+  counted_item<pmgate::default_platform> first, second;
+  freezer.add(early);
+  REQUIRE(freezer.freeze_kernel_threads() == status::ok);
+  early.queue(first.work);
+  CHECK(early.flush(first.work) == status::deadlock);
+  worker newcomer([&] {
+    freezer.add(late);
+    late.queue(second.work);
+    CHECK(late.flush(second.work) == status::ok);
+  });
+  CHECK(newcomer.is_blocked());
+  CHECK(late.flush() == status::deadlock);
+  CHECK(misuse.take() == 2);
+
+  freezer.thaw_processes();
+  CHECK(early.run_pending());
+  CHECK(late.run_pending());
+  newcomer.join();
+  CHECK(second.runs == 1);
+  freezer.remove(early);
+  freezer.remove(late);
+}
+
 TEST_CASE("running tasks stop at their next freeze point and go on after the thaw") {
   default_freezer freezer;
   looping_thread user(freezer, task_kind::user);

@@ -41,6 +41,7 @@ using pmgate::pm::basic_scope;
 using pmgate::pm::basic_work_queue;
 using pmgate::pm::dispatch_of;
 using pmgate::pm::event;
+using pmgate::pm::hibernate;
 using pmgate::pm::phase;
 using pmgate::pm::pm_only;
 using pmgate::pm::restore;
@@ -311,7 +312,8 @@ struct storage {
         [](void* context, step what, bool undo) noexcept {
           auto& self = *static_cast<storage*>(context);
           if (!undo && what == step::platform_restore && self.in_the_window) self.in_the_window();
-          return !undo && what == step::jump ? status::io_error : status::ok;
+          if (!undo && what == step::write_image && self.while_writing) self.while_writing();
+          return !undo && what == step::jump ? self.jump_result : status::ok;
         },
         this);
   }
@@ -367,6 +369,8 @@ struct storage {
   const bool special;
   bool has_host_block = false;
   std::function<void()> in_the_window;  // between R4 and R5
+  std::function<void()> while_writing;  // in H8
+  status jump_result = status::io_error;
   std::atomic<int> polls{0}, delivered{0}, violations{0};
   int waiting = 0;
   bool entry_was_closed = false;
@@ -500,6 +504,39 @@ TEST_CASE("scenario 32: quiescing before freezing makes the freeze fail, the pol
   CHECK(s.kernel.freezer.freeze_kernel_threads() == status::ok);
   s.kernel.freezer.thaw_processes();
   CHECK(s.violations == 0);
+}
+
+TEST_CASE("scenarios 17 and 18, with gates: I/O works while the image is written, and in the end") {
+  const auto owned = std::make_unique<sequential_storage>(false);
+  const auto other = std::make_unique<sequential_storage>(false);
+  sequential_storage& image = *owned;
+  sequential_storage& boot = *other;
+  image.while_writing = [&] {
+    CHECK(image.kernel.freezer.freezes_user_tasks());
+    CHECK(image.queue.is_frozen());
+    virtual_clock::advance(5);
+    CHECK_FALSE(image.queue.run_pending());
+    REQUIRE(image.entry.try_enter());
+    image.submit();
+  };
+  boot.jump_result = status::ok;
+  boot.in_the_window = nullptr;
+
+  CHECK(hibernate(image.kernel) == status::ok);
+  CHECK(image.delivered == 1);
+  CHECK(image.torn_down);
+  CHECK(image.class_gate.is_down());
+  boot.queue.run_pending();  // its timer is due, too
+  CHECK(restore(boot.kernel, &image.kernel) == status::ok);
+
+  CHECK(boot.torn_down);  // and gone
+  CHECK_FALSE(image.torn_down);
+  CHECK_FALSE(image.class_gate.is_down());
+  CHECK(image.entry.pm_only() == 0);
+  image.queue.run_pending();
+  CHECK(image.polls == 1);
+  CHECK(image.delivered == 2);
+  CHECK(image.violations + boot.violations == 0);
 }
 
 // -- stress

@@ -4,7 +4,8 @@
 //
 // Devices and links lie in their owners and are linked through themselves: nothing
 // is allocated. The one rule to know: a device goes down before its parent and its
-// suppliers, and comes up after them; see pm/device_tree.hpp for who does it.
+// suppliers, and comes up after them. Who does it is in pm/device_tree.hpp, which a
+// program that has devices includes.
 //
 // Counterpart: struct device, struct dev_pm_ops and struct device_link of Linux
 // (semantics only).
@@ -33,6 +34,13 @@ class device_walk;
 }  // namespace detail
 
 namespace pm {
+
+/// What happens to memory that belongs to a device but lies with its owner.
+enum class image_move : std::uint8_t {
+  save,      ///< it is as the image has it
+  put_back,  ///< it is to be as the image has it
+  vanish,    ///< it is overwritten: nothing has to be undone any more
+};
 
 template <platform Platform>
 class basic_device;
@@ -147,7 +155,7 @@ class basic_device {
   using callbacks = basic_callbacks<Platform>;
   using sources = basic_callback_sources<Platform>;
   /// Saves the memory of the device's owner for an image, or puts it back from there.
-  using image_fn = void (*)(basic_device&, bool put_back) noexcept;
+  using image_fn = void (*)(basic_device&, image_move) noexcept;
 
   /// The name is for reports and is not copied; neither are the tables.
   explicit basic_device(const char* name, basic_device* parent = nullptr, sources from = {},
@@ -172,7 +180,7 @@ class basic_device {
   /// It may wake the system, so a suspend never leaves it alone.  Kernel: device_may_wakeup().
   void set_may_wakeup(bool on) noexcept { set(may_wakeup_bit, on); }
   /// For hibernation: what else in memory belongs to the device, such as its gates.
-  void set_image_function(image_fn save_or_put_back) noexcept { image_ = save_or_put_back; }
+  void set_image_function(image_fn mover) noexcept { image_ = mover; }
 
   // -- queries; what they say may be over when they return
 

@@ -118,7 +118,7 @@ class basic_device_registry {
 
   bool is_fixed() const noexcept { return in_transition_ || has_image_; }
   void put_back_lists() noexcept;
-  void call_image_functions(bool put_back) noexcept;
+  void call_image_functions(image_move what) noexcept;
 
   bool in_transition_ = false;
   bool has_image_ = false;
@@ -252,7 +252,7 @@ void basic_device_registry<Platform>::save_image() noexcept {
       }
     }
   }
-  call_image_functions(false);
+  call_image_functions(image_move::save);
 }
 
 /// The lists one after another, those further up first, are the order of the tree, and
@@ -281,17 +281,17 @@ bool basic_device_registry<Platform>::put_back_image() noexcept {
     if (!has_image_) return false;
     put_back_lists();
   }
-  call_image_functions(true);
+  call_image_functions(image_move::put_back);
   return true;
 }
 
-/// Outside the lock: nobody comes or goes while there is an image.
+/// Outside the lock: nobody comes or goes while there is an image, or a transition goes on.
 template <platform Platform>
-void basic_device_registry<Platform>::call_image_functions(bool put_back) noexcept {
+void basic_device_registry<Platform>::call_image_functions(image_move what) noexcept {
   for (unsigned n = 0; n < detail::power_list_count; ++n) {
     for (device* item = graph_.first(static_cast<power_list>(n)); item != nullptr;
          item = graph::next(*item)) {
-      if (item->image_ != nullptr) item->image_(*item, put_back);
+      if (item->image_ != nullptr) item->image_(*item, what);
     }
   }
 }
@@ -304,6 +304,7 @@ void basic_device_registry<Platform>::discard_image() noexcept {
 
 template <platform Platform>
 void basic_device_registry<Platform>::vanish() noexcept {
+  call_image_functions(image_move::vanish);
   const scoped_lock guard(lock_);
   for (unsigned n = 1; n < detail::power_list_count; ++n) {
     while (device* const item = graph_.first(static_cast<power_list>(n))) {

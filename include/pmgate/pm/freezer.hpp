@@ -196,7 +196,7 @@ void basic_freezer<Platform>::add(queue& entry) noexcept {
   entry.freezer_ = this;
   entry.next_registered_ = queues_;
   queues_ = &entry;
-  if (has_mode(full_mode)) entry.freeze_begin();
+  if (has_mode(full_mode)) entry.freeze_for(freezing_thread_);
 }
 
 template <platform Platform>
@@ -357,7 +357,7 @@ status basic_freezer<Platform>::freeze_kernel_threads(report& result) noexcept {
     if (!has_mode(user_mode)) freezing_thread_ = Platform::this_thread();
     set_mode(full_mode, 0);
     for (queue* entry = queues_; entry != nullptr; entry = entry->next_registered_) {
-      entry->freeze_begin();
+      entry->freeze_for(freezing_thread_);
     }
   }
   if (poll(result, true)) return status::ok;

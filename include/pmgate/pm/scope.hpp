@@ -80,7 +80,7 @@ class basic_scope {
   static status come_up(device_type& item) noexcept {
     return of(item).open_gates(Opposite, nullptr);
   }
-  static void keep_image(device_type& item, bool put_back) noexcept;
+  static void keep_image(device_type& item, image_move what) noexcept;
 
   status close_gates(phase at, sleep_kinds kind) noexcept;
   status open_gates(phase at, gate* up_to) noexcept;
@@ -262,16 +262,16 @@ status basic_scope<Platform>::open_gates(phase at, gate* up_to) noexcept {
 }
 
 /// Gates are memory: what was down in the image is down again, phase by phase. Nobody is
-/// inside, so this does not wait.
+/// inside, so this does not wait. Those of a kernel that vanishes stay as they are.
 template <platform Platform>
-void basic_scope<Platform>::keep_image(device_type& item, bool put_back) noexcept {
+void basic_scope<Platform>::keep_image(device_type& item, image_move what) noexcept {
   basic_scope& self = of(item);
   for (const phase at : {phase::suspend, phase::suspend_late, phase::suspend_noirq}) {
     for (gate* each = self.first_; each != nullptr; each = each->next_) {
       if (each->at_ != at) continue;
-      if (!put_back) {
-        each->image_down_ = each->is_down_;
-      } else if (each->image_down_ && !each->is_down_) {
+      if (what == image_move::save) each->image_down_ = each->is_down_;
+      if (what == image_move::vanish) each->is_down_ = false;
+      if (what == image_move::put_back && each->image_down_ && !each->is_down_) {
         (void)each->close();
       }
     }

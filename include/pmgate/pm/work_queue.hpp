@@ -192,6 +192,7 @@ class basic_work_queue {
   bool run_one(std::uint64_t last_ticket) noexcept;
   status wait_for(typename schedule::waiter& entry) noexcept;
   bool is_frozen_by_caller() noexcept;
+  void freeze_for(typename Platform::thread_id whoever_thaws) noexcept;
 
   const char* name_;
   const bool freezable_;
@@ -432,6 +433,11 @@ void basic_work_queue<Platform>::stop() noexcept {
 
 template <platform Platform>
 void basic_work_queue<Platform>::freeze_begin() noexcept {
+  freeze_for(Platform::this_thread());
+}
+
+template <platform Platform>
+void basic_work_queue<Platform>::freeze_for(typename Platform::thread_id whoever_thaws) noexcept {
   const scoped_lock guard(lock_);
   if (!freezable_) return;
   if (items_.is_frozen()) {
@@ -440,7 +446,7 @@ void basic_work_queue<Platform>::freeze_begin() noexcept {
   }
   items_.expire_timers();
   items_.set_frozen(true);
-  frozen_by_ = Platform::this_thread();
+  frozen_by_ = whoever_thaws;
 }
 
 template <platform Platform>
