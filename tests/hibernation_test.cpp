@@ -125,7 +125,10 @@ struct rig {
   }
   status on_step(step what, bool undo) {
     steps += (steps.empty() ? "" : " ") + std::string(undo ? "-" : "") + name_of(what);
-    if (undo) return status::ok;
+    if (undo) {
+      if (when_undone.count(what) != 0) when_undone[what]();
+      return status::ok;
+    }
     const auto found = then.find(what);
     return found != then.end() ? found->second() : status::ok;
   }
@@ -171,6 +174,7 @@ struct rig {
   call_log log;
   std::string steps;
   std::map<step, std::function<status()>> then;
+  std::map<step, std::function<void()>> when_undone;
   int refusing = 1;  // how often a step with an action refused
   std::string notices;
   tree_of_eight<P> nodes{log};
@@ -468,6 +472,10 @@ TEST_CASE("a wakeup right before the snapshot reports success, without an image"
 TEST_CASE("a prepare that fails completes those before it and thaws the kernel threads") {
   rig<> s;
   s.nodes.S.fail("prepare");
+  s.when_undone[step::image_memory] = [&] {
+    CHECK_FALSE(s.queue.is_frozen());
+    CHECK(s.kernel.freezer.freezes_user_tasks());
+  };
   CHECK(hibernate(s.kernel) == status::io_error);
   CHECK(s.log.of("complete") == "N V R");
   CHECK(s.steps == "sync platform memory -memory -platform");
