@@ -564,6 +564,17 @@ TEST_CASE("after every failure on the way to the image everything is up again") 
   }
 }
 
+TEST_CASE("the image goes on on the thread that restores, whoever went to sleep") {
+  misuse_log misuse;
+  rig<> image, boot;
+  std::thread([&] { CHECK(hibernate(image.kernel) == status::ok); }).join();
+
+  CHECK(restore(boot.kernel, &image.kernel) == status::ok);
+
+  CHECK_FALSE(image.kernel.freezer.freezes_user_tasks());
+  CHECK(misuse.count() == 0);
+}
+
 // -- restore: the kernel that is overwritten
 
 TEST_CASE("a quiesce that fails recovers what went down, in each phase") {
