@@ -19,11 +19,14 @@
 
 #include <pmgate/block/freeze_gate.hpp>
 #include <pmgate/block/quiesce_gate.hpp>
+#include <pmgate/block/request_queue.hpp>
+#include <pmgate/block/tag_set.hpp>
 #include <pmgate/platform/single.hpp>
 #include <pmgate/pm/disk_events.hpp>
 #include <pmgate/pm/hibernation.hpp>
 #include <pmgate/pm/scope.hpp>
 #include <pmgate/pm/suspend.hpp>
+#include <pmgate/scsi/device.hpp>
 
 #include "support/deferred_platform.hpp"
 #include "support/device_rig.hpp"
@@ -64,6 +67,14 @@ static_assert(!std::is_copy_constructible_v<scope>);
 static_assert(!std::is_move_constructible_v<scope>);
 static_assert(!std::is_copy_constructible_v<scope::gate>);
 static_assert(!std::is_move_constructible_v<scope::gate>);
+
+// What the rooms above offer is what a scope's gate takes.
+static_assert(pmgate::detail::freezing_gate<pmgate::freeze_gate>);
+static_assert(pmgate::detail::freezing_gate<pmgate::request_queue>);
+static_assert(pmgate::detail::freezing_gate<pmgate::tag_set>);
+static_assert(pmgate::detail::quiescing_gate<pmgate::quiesce_gate>);
+static_assert(pmgate::detail::quiescing_gate<pmgate::request_queue>);
+static_assert(pmgate::detail::quiescing_device<pmgate::scsi::device>);
 
 namespace {
 
