@@ -821,7 +821,7 @@ TEST_CASE("32 of system sleep: a poller held at a quiesced device keeps its queu
   CHECK(thread.is_blocked());
 
   CHECK(freezer.freeze_kernel_threads(report) == status::busy);
-  CHECK(report.wq_busy);
+  CHECK(report.wq_busy());
   CHECK(report.elapsed >= std::chrono::seconds(20));
 
   rig.dev().resume();
