@@ -63,6 +63,7 @@ template <platform Platform>
 class basic_freeze_gate
     : private detail::ref_core<Platform, basic_freeze_gate<Platform>> {
  public:
+  static_assert(!is_checked<Platform>, "include pmgate/block/checked_gates.hpp");
   /// The count of entries: what a basic_percpu_ref is made of.
   using count_type = detail::ref_core<Platform, basic_freeze_gate>;
   using waiter = basic_gate_waiter<Platform>;

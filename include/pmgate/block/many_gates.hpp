@@ -74,9 +74,13 @@ struct many_gates {
   }
   template <platform Platform>
   static status wait_for_sections(basic_quiesce_gate<Platform>& gate) noexcept {
-    // [all.opens] acquire: as [wait.opens].
-    const std::uint32_t opens = gate.opens_.load(std::memory_order_acquire);
-    return gate.depth() > 0 ? gate.wait_for_sections(opens) : status::ok;
+    if constexpr (is_checked<Platform>) {
+      return gate.wait_for_sections();
+    } else {
+      // [all.opens] acquire: as [wait.opens].
+      const std::uint32_t opens = gate.opens_.load(std::memory_order_acquire);
+      return gate.depth() > 0 ? gate.wait_for_sections(opens) : status::ok;
+    }
   }
 
   /// One grace period for all switches that begin_freeze() left `owed`.

@@ -49,6 +49,7 @@ class basic_quiesced;
 template <platform Platform>
 class basic_quiesce_gate {
  public:
+  static_assert(!is_checked<Platform>, "include pmgate/block/checked_gates.hpp");
   using waiter = basic_gate_waiter<Platform>;
   /// A section that ends when it is destroyed.
   using ticket = basic_ticket<basic_quiesce_gate>;

@@ -158,6 +158,10 @@ template <class Platform>
   requires requires { requires Platform::process_shared; }
 inline constexpr bool is_process_shared<Platform> = true;
 
+/// True for checked_platform: its gates are those of block/checked_gates.hpp.
+template <class Platform>
+inline constexpr bool is_checked = false;
+
 /// Tells Platform::trace() of an event, where there is such a function.
 template <class Platform>
 constexpr void trace_event([[maybe_unused]] const char* event,
