@@ -1,15 +1,18 @@
 // SPDX-License-Identifier: MIT
 //
-// pmgate/pmgate.hpp - everything but the simulator, for those who want one include.
+// pmgate/pmgate.hpp - everything but the simulator and the checked platform, for those who
+// want one include.
 //
 // No room needs it: include the header of what you use.
 #ifndef PMGATE_PMGATE_HPP
 #define PMGATE_PMGATE_HPP
 
 #include <pmgate/block/awaitable.hpp>
+#include <pmgate/block/dump.hpp>
 #include <pmgate/block/freeze_gate.hpp>
 #include <pmgate/block/gate_group.hpp>
 #include <pmgate/block/gate_waiter.hpp>
+#include <pmgate/block/hand_over.hpp>
 #include <pmgate/block/many_gates.hpp>
 #include <pmgate/block/queue_gate.hpp>
 #include <pmgate/block/quiesce_gate.hpp>

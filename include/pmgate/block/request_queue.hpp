@@ -18,6 +18,7 @@
 #include <atomic>
 #include <cstdint>
 
+#include <pmgate/block/hand_over.hpp>
 #include <pmgate/block/queue_gate.hpp>
 #include <pmgate/block/request.hpp>
 #include <pmgate/block/tag_set.hpp>
@@ -403,6 +404,7 @@ void basic_request_queue<Platform>::requeue(request_type& rq, bool kick) noexcep
 template <platform Platform>
 void basic_request_queue<Platform>::execute_nowait(request_type& rq, bool at_head) noexcept {
   if (!expect(rq, place::allocated, not_allocated)) return;
+  hand_over(gate());  // whoever completes it leaves
   dispatch_.mutex().lock();
   dispatch_.insert_unlock(rq, at_head);
 }
@@ -412,6 +414,7 @@ status basic_request_queue<Platform>::submit(request_type& rq, enter_flags flags
                                              bool at_head) noexcept {
   const status got = begin_lock(rq, request_kind::passthrough, flags);
   if (got != status::ok) return got;
+  hand_over(gate());
   dispatch_.insert_unlock(rq, at_head);
   return status::ok;
 }
@@ -446,6 +449,7 @@ status basic_request_queue<Platform>::submit_bio(request_type& rq, enter_flags f
   if (!base::is_disk_dead()) {
     got = begin_lock(rq, request_kind::bio, nowait ? enter_flags::nowait : enter_flags::none);
     if (got == status::ok) {
+      hand_over(gate());
       dispatch_.issue_unlock(rq);
       return got;
     }
