@@ -7,10 +7,11 @@
 // call of the platform below or of the sink; so it is the same for threads and for
 // the fibers of a simulation.
 //
-// Hosted: <deque> <map> <memory> <mutex> <string> <vector>
+// Hosted: <algorithm> <deque> <map> <memory> <mutex> <string> <vector>
 #ifndef PMGATE_DETAIL_CHECKED_REGISTRY_HPP
 #define PMGATE_DETAIL_CHECKED_REGISTRY_HPP
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <deque>
@@ -198,6 +199,14 @@ class checked_registry {
   bool is_certain(const checked_hold& held) {
     if (held.trust != hold_trust::likely) return held.trust == hold_trust::certain;
     return !objects_[held.node.object].hands_over;
+  }
+  /// A drained freeze of one's own: freezing again waits for nobody.
+  bool has_drained(const checked_caller& me, checked_id gate) {
+    const auto& mine = threads_[me.thread].holds;
+    return std::any_of(mine.begin(), mine.end(), [&](const checked_hold& held) {
+      return held.node == checked_node{gate, hold_class::frozen} && held.drained &&
+             held.trust == hold_trust::certain;
+    });
   }
   void tell(check_kind kind, text what);
   void insert(const checked_edge& edge);

@@ -350,6 +350,7 @@ inline void checked_registry::insert(const checked_edge& edge) {
 inline void checked_registry::before_wait(const checked_caller& me, checked_node node,
                                           const call_site& where) {
   const session open(*this);
+  if (node.what == hold_class::entry && has_drained(me, node.object)) return;
   const call_site place = place_of(me, where);
   for (checked_hold& held : threads_[me.thread].holds) {
     if (held.trust == hold_trust::loose || held.node == node ||
@@ -371,7 +372,7 @@ inline void checked_registry::before_wait(const checked_caller& me, checked_node
 inline void checked_registry::before_freeze(const checked_caller& me, checked_id gate,
                                             const call_site& where) {
   const session open(*this);
-  if (!options_.freeze_order) return;
+  if (!options_.freeze_order || has_drained(me, gate)) return;
   const call_site place = place_of(me, where);
   for (const checked_hold& held : threads_[me.thread].holds) {
     if (held.node.what != hold_class::frozen || held.trust == hold_trust::loose ||
