@@ -8,6 +8,8 @@
 // as basic_request_queue<checked_platform<P>>, is checked by its platform alone.
 //
 // Counterpart: the lockdep maps of struct request_queue.
+//
+// Hosted: <mutex> <string>, by way of platform/checked.hpp
 #ifndef PMGATE_BLOCK_CHECKED_GATES_HPP
 #define PMGATE_BLOCK_CHECKED_GATES_HPP
 

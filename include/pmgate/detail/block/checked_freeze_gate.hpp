@@ -5,6 +5,8 @@
 //
 // The order matters. What is given back is booked before the gate inside learns of it:
 // afterwards the gate may be gone. What is taken is booked once it has been taken.
+//
+// Hosted: <mutex> <string>, by way of platform/checked.hpp
 #ifndef PMGATE_DETAIL_BLOCK_CHECKED_FREEZE_GATE_HPP
 #define PMGATE_DETAIL_BLOCK_CHECKED_FREEZE_GATE_HPP
 

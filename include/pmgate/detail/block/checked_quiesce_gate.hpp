@@ -3,6 +3,8 @@
 // pmgate/detail/block/checked_quiesce_gate.hpp - the quiesce gate over checked_platform.
 //
 // As in checked_freeze_gate.hpp: given back is booked before, taken after.
+//
+// Hosted: <mutex> <string>, by way of platform/checked.hpp
 #ifndef PMGATE_DETAIL_BLOCK_CHECKED_QUIESCE_GATE_HPP
 #define PMGATE_DETAIL_BLOCK_CHECKED_QUIESCE_GATE_HPP
 

@@ -2,6 +2,8 @@
 //
 // pmgate/detail/block/checked_waiter.hpp - what the checked gates share: waiters and
 // tickets that their gate's registry knows.
+//
+// Hosted: <mutex> <string>, by way of platform/checked.hpp
 #ifndef PMGATE_DETAIL_BLOCK_CHECKED_WAITER_HPP
 #define PMGATE_DETAIL_BLOCK_CHECKED_WAITER_HPP
 
