@@ -1054,6 +1054,37 @@ TEST_CASE_TEMPLATE("a request queue is checked by its platform alone", B, ALL_PL
   CHECK(r.count() == 0);
 }
 
+template <class B>
+struct scsi_rig {
+  using P = checked_platform<B>;
+  static int queuecommand(pmgate::scsi::basic_host<P>& host,
+                          pmgate::scsi::basic_command<P>& item) noexcept {
+    ++*static_cast<int*>(host.context());
+    item.device().complete(item, 0);
+    return 0;
+  }
+  int calls = 0;
+  pmgate::pm::basic_work_queue<P> works{"kblockd"};
+  pmgate::scsi::basic_host<P> host{{&queuecommand, &calls}};
+  pmgate::scsi::basic_target<P> target{0};
+  pmgate::scsi::basic_device<P> device{host, target, works, {8, 16}};
+};
+
+TEST_CASE_TEMPLATE("so are SCSI devices: commands, quiesce and resume without a report", B,
+                   ALL_PLATFORMS) {
+  const rig<B> r;
+  scsi_rig<B> its;
+  REQUIRE(its.device.set_state(pmgate::scsi::device_state::running) == status::ok);
+  for (int i = 0; i < 3; ++i) {
+    pmgate::scsi::basic_command<checked_platform<B>> item;
+    CHECK(its.device.execute(item) == status::ok);
+    CHECK(its.device.quiesce() == status::ok);
+    its.device.resume();
+  }
+  CHECK(its.calls == 3);
+  CHECK(r.count() == 0);
+}
+
 // -- clean programs
 
 /// Threads that do everything that is allowed, by chance.
