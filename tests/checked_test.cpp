@@ -821,6 +821,56 @@ TEST_CASE_TEMPLATE("46: what was handed over is waited for like anybody else's",
   CHECK(r.count() == 0);
 }
 
+TEST_CASE_TEMPLATE("a ticket that was moved away is waited for like anybody else's", B,
+                   THREADED_PLATFORMS) {
+  const rig<B> r;
+  typename rig<B>::gate g;
+  auto made = g.hold();
+  auto moved = std::move(made);
+  worker completer([&] {
+    while (g.depth() == 0) std::this_thread::yield();
+    moved.leave();
+  });
+  CHECK(g.freeze() == status::ok);
+  completer.join();
+  g.unfreeze();
+  CHECK(r.count() == 0);
+}
+
+TEST_CASE_TEMPLATE("a gate that is gone is no part of an order", B, ALL_PLATFORMS) {
+  const rig<B> r;
+  typename rig<B>::mutex outer, inner;
+  {
+    typename rig<B>::gate g;
+    {
+      const scoped_lock guard(outer);
+      (void)g.freeze();
+      g.unfreeze();
+    }
+    const auto inside = g.hold();
+    const scoped_lock guard(inner);
+  }
+  {
+    const scoped_lock guard(inner);
+    const scoped_lock both(outer);
+  }
+  CHECK(r.count() == 0);
+}
+
+TEST_CASE("hints are for every gate, and mean something to the checked ones") {
+  pmgate::freeze_gate plain;
+  pmgate::name_gate(plain, "sda");
+  REQUIRE(plain.enter() == status::ok);
+  pmgate::hand_over(plain);
+  plain.exit();
+
+  const rig<pmgate::default_platform> r;
+  pmgate::checked_freeze_gate checked;
+  pmgate::name_gate(checked, "sdb");
+  checked.exit();
+  CHECK_REPORT(r.take(), misuse, "\"sdb\"");
+}
+
 TEST_CASE_TEMPLATE("a thread that has used a gate with others' exits is trusted", B,
                    THREADED_PLATFORMS) {
   const rig<B> r;

@@ -11,8 +11,8 @@
 #include <pmgate/block/dump.hpp>
 #include <pmgate/block/freeze_gate.hpp>
 #include <pmgate/block/gate_group.hpp>
+#include <pmgate/block/gate_hints.hpp>
 #include <pmgate/block/gate_waiter.hpp>
-#include <pmgate/block/hand_over.hpp>
 #include <pmgate/block/many_gates.hpp>
 #include <pmgate/block/queue_gate.hpp>
 #include <pmgate/block/quiesce_gate.hpp>

@@ -13,7 +13,7 @@
 #ifndef PMGATE_BLOCK_CHECKED_GATES_HPP
 #define PMGATE_BLOCK_CHECKED_GATES_HPP
 
-#include <pmgate/block/hand_over.hpp>
+#include <pmgate/block/gate_hints.hpp>
 #include <pmgate/detail/block/checked_freeze_gate.hpp>
 #include <pmgate/detail/block/checked_quiesce_gate.hpp>
 #include <pmgate/platform.hpp>

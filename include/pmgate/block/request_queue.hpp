@@ -18,7 +18,7 @@
 #include <atomic>
 #include <cstdint>
 
-#include <pmgate/block/hand_over.hpp>
+#include <pmgate/block/gate_hints.hpp>
 #include <pmgate/block/queue_gate.hpp>
 #include <pmgate/block/request.hpp>
 #include <pmgate/block/tag_set.hpp>
