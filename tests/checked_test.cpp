@@ -995,6 +995,31 @@ TEST_CASE_TEMPLATE("many gates and groups are closed and opened without a report
   CHECK(r.count() == 0);
 }
 
+TEST_CASE_TEMPLATE("whoever lets a gate join a frozen group has not frozen it", B,
+                   THREADED_PLATFORMS) {
+  const rig<B> r;
+  using group_type = pmgate::basic_gate_group<checked_platform<B>>;
+  group_type group;
+  typename rig<B>::gate g;
+  std::atomic<int> step{0};
+  worker freezer([&] {
+    CHECK(group.freeze() == status::ok);
+    step = 1;
+    while (step == 1) std::this_thread::yield();
+    group.unfreeze();
+  });
+  while (step == 0) std::this_thread::yield();
+  {
+    typename group_type::member member(group, &g);
+    CHECK(g.depth() == 1);
+    step = 2;
+    CHECK(g.enter() == status::ok);
+    g.exit();
+    freezer.join();
+  }
+  CHECK(r.count() == 0);
+}
+
 TEST_CASE_TEMPLATE("calls on behalf of others are reported with the place that was set", B,
                    ALL_PLATFORMS) {
   const rig<B> r;

@@ -138,7 +138,7 @@ status basic_gate_group<Platform>::join(member& newcomer) noexcept {
   }
   if (newcomer.door_ == nullptr) return status::ok;
   for (; newcomer.frozen_ < freezes_; ++newcomer.frozen_) {
-    const status started = newcomer.door_->freeze_start();
+    const status started = newcomer.door_->freeze_start_non_owner();
     if (started != status::ok) return started;
   }
   return status::ok;

@@ -168,7 +168,7 @@ template <platform Platform>
 void basic_tag_set<Platform>::join(queue_type& queue) noexcept {
   const scoped_lock members(members_lock_);
   for (int i = 0; i < quiesces_ && queue.in_tagset_quiesce(); ++i) queue.quiesce_nowait();
-  for (int i = 0; i < freezes_; ++i) (void)queue.freeze_start();
+  for (int i = 0; i < freezes_; ++i) (void)queue.gate().freeze_start_non_owner();
   (last_ != nullptr ? last_->next_in_set_ : first_) = &queue;
   last_ = &queue;
   const scoped_lock guard(lock_);
