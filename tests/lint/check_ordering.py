@@ -169,6 +169,17 @@ class Source:
         return found is not None and self.is_near(label.end, found.start())
 
 
+    def is_in_assembly(self, label):
+        """Its instruction is in an asm statement of the next function, which marks it
+        `// [name]`; or it is such a mark."""
+        begin = self.code.rfind("asm", 0, label.end)
+        if begin >= 0 and not re.search(r"[;{}]", self.code[begin:label.end]):
+            return True
+        begin = self.code.find("asm", label.end)
+        end = self.code.find("\n}\n", label.end)
+        return 0 <= begin < end and f"// [{label.name}]\n" in self.text[begin:end]
+
+
 def end_of_concept(code, at):
     while at < len(code) and code[at] != ";":
         at = closing(code, at) + 1 if code[at] in "({[" else at + 1
@@ -266,7 +277,7 @@ def check_label(source, label, here, everywhere, say):
     m = re.match(r"(\w+): ?(.*)$", label.text)
     operation = label.operation
     if operation is None:
-        if not source.has_call_below(label):
+        if not source.has_call_below(label) and not source.is_in_assembly(label):
             say(label.line, f"[{label.name}] stands above no operation")
         check_names(label, here, everywhere, say)
         return

@@ -334,7 +334,7 @@ basic_freeze_gate<Platform>::~basic_freeze_gate() {
 template <platform Platform>
 inline bool basic_freeze_gate<Platform>::try_enter(enter_flags flags) noexcept {
   if (!count().try_get_live()) return false;
-  // [enter.pm] acquire: pairs with [pm.set]. Read after the reference was taken: either
+  // [enter.pm] acquire: pairs with [pm.clear] and [pm.resumed]. Read after the reference was taken: either
   // the freeze that follows a set_pm_only() waits for this reference, or the
   // reference was taken after that freeze was undone and the value is seen.
   const std::uint32_t pm = pm_.load(std::memory_order_acquire);
@@ -399,8 +399,8 @@ bool basic_freeze_gate<Platform>::freeze_wait_until(time_point deadline) noexcep
   // [timed.drain] acquire: as [wait.drain].
   while (drain_.load(std::memory_order_acquire) == no_drain) {
     if (!drain_.wait_until(no_drain, deadline) &&
-        // [timed.last] acquire: as [wait.drain]; the event may beat the deadline.
-        drain_.load(std::memory_order_acquire) == no_drain) {
+        // [timed.last] relaxed: the event may beat the deadline; then [timed.drain] sees it.
+        drain_.load(std::memory_order_relaxed) == no_drain) {
       return false;
     }
   }
@@ -424,8 +424,8 @@ status basic_freeze_gate<Platform>::freeze_until(time_point deadline) noexcept {
 
 template <platform Platform>
 int basic_freeze_gate<Platform>::depth() const noexcept {
-  // [depth.read] acquire: a hint, but one that shows what the freezer did before.
-  return depth_.load(std::memory_order_acquire);
+  // [depth.read] relaxed: a hint.
+  return depth_.load(std::memory_order_relaxed);
 }
 
 template <platform Platform>

@@ -223,8 +223,8 @@ status basic_quiesce_gate<Platform>::wait_for_sections(std::uint32_t opens) noex
     // [wait.ended] acquire: pairs with [end.count].
     const std::uint32_t ended = ended_.load(std::memory_order_acquire);
     if (nobody_inside(ended)) break;
-    // [wait.again] acquire: pairs with [open.count]; comes after the sum was taken.
-    if (opens_.load(std::memory_order_acquire) != opens) break;
+    // [wait.again] relaxed: a late answer is made up for by [open.poke].
+    if (opens_.load(std::memory_order_relaxed) != opens) break;
     if constexpr (!Platform::can_block) {
       Platform::misuse("wait_quiesced() would wait for ever: there is one thread only");
       return status::again;
@@ -252,10 +252,10 @@ bool basic_quiesce_gate<Platform>::unquiesce() noexcept {
       Platform::misuse("unquiesce() of a gate that is not quiesced");
       return false;
     }
-    // [unquiesce.depth] release: pairs with [depth.read].
-    depth_.store(before - 1, std::memory_order_release);
+    // [unquiesce.depth] relaxed: only a quiesce in force says something: [quiesce.depth].
+    depth_.store(before - 1, std::memory_order_relaxed);
     if (before != 1) return false;
-    // [open.count] release: pairs with [wait.opens] and [wait.again]; before reopen().
+    // [open.count] release: pairs with [wait.opens]; before reopen().
     (void)opens_.fetch_add(1, std::memory_order_release);
     counter_.reopen();
     // An empty section, ended in the shared word: the sum stays, the word changes,
@@ -273,7 +273,7 @@ bool basic_quiesce_gate<Platform>::unquiesce() noexcept {
 
 template <platform Platform>
 int basic_quiesce_gate<Platform>::depth() const noexcept {
-  // [depth.read] acquire: pairs with [quiesce.depth] and [unquiesce.depth].
+  // [depth.read] acquire: pairs with [quiesce.depth].
   return depth_.load(std::memory_order_acquire);
 }
 

@@ -235,7 +235,7 @@ rseq_counter<Machine>::~rseq_counter() {
 ///   all that follows sees what was done before open(). x86-64: any load is one.
 ///   AArch64: ldar; behind a mere branch the slot could be loaded before the limit.
 /// [add.commit] relaxed: a plain store on either machine. All the order an add owes to
-///   those who close is made by [close.fence], on their side.
+///   those who close is made by their heavy fence.
 template <class Machine>
 inline bool rseq_counter<Machine>::try_add([[maybe_unused]] std::intptr_t n) noexcept {
 #if PMGATE_DETAIL_RSEQ
@@ -311,7 +311,7 @@ bool rseq_counter<Machine>::add_elsewhere(std::intptr_t n) noexcept {
   return fallback_.try_add(n);
 }
 
-/// [close.fence] is the heavy fence of the grace period that follows [close.mark]. It is a
+/// What follows [close.mark] is the heavy fence of a grace period. It is a
 /// full fence here and, at a point of its own, on each CPU that runs a thread of this
 /// process, where it aborts a sequence under way; threads that do not run passed one when
 /// they left their CPU. A sequence on a CPU whose point is p either
@@ -367,11 +367,10 @@ std::intptr_t rseq_counter<Machine>::peek() const noexcept {
   for (std::uint32_t cpu = 0; cpu < cpus_; ++cpu) {
     auto* const word = reinterpret_cast<std::intptr_t*>(
         slot_.words + std::size_t{cpu} * detail::slot_arena::stride);
-    // [peek.slot] acquire: for finish_close() [close.fence] has made all the order there
-    // is to make; otherwise a look, which orders nothing on AArch64. Slots wrap;
-    // only their sum means anything.
+    // [peek.slot] relaxed: for finish_close() the heavy fence has made all the order there
+    // is to make; otherwise it is a look. Slots wrap; only their sum means anything.
     sum += static_cast<std::uintptr_t>(
-        std::atomic_ref<std::intptr_t>(*word).load(std::memory_order_acquire));
+        std::atomic_ref<std::intptr_t>(*word).load(std::memory_order_relaxed));
   }
   return static_cast<std::intptr_t>(sum);
 }

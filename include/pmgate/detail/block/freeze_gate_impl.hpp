@@ -43,8 +43,8 @@ status basic_freeze_gate<Platform>::enter_slow(enter_flags flags, Sleep sleep) n
 template <platform Platform>
 bool basic_freeze_gate<Platform>::is_open_to(enter_flags flags) noexcept {
   if (count().is_dying() || count().is_zero()) return false;
-  // [door.pm] acquire: pairs with [pm.clear] and [pm.suspended].
-  if (passes(pm_.load(std::memory_order_acquire), flags)) return true;
+  // [door.pm] relaxed: a guess; whoever takes it for an invitation meets [enter.pm].
+  if (passes(pm_.load(std::memory_order_relaxed), flags)) return true;
   if (resume_ != nullptr) resume_(resume_context_);
   return false;
 }
@@ -217,8 +217,8 @@ void basic_freeze_gate<Platform>::finish(aftermath& after) noexcept {
 
 template <platform Platform>
 void basic_freeze_gate<Platform>::set_pm_only() noexcept {
-  // [pm.set] acq_rel: release pairs with [enter.pm] and [door.pm].
-  (void)pm_.fetch_add(1, std::memory_order_acq_rel);
+  // [pm.set] relaxed: says nothing but itself; a freeze and unfreeze after it make it known.
+  (void)pm_.fetch_add(1, std::memory_order_relaxed);
 }
 
 template <platform Platform>
@@ -230,8 +230,8 @@ void basic_freeze_gate<Platform>::clear_pm_only() noexcept {
       Platform::misuse("clear_pm_only() without set_pm_only()");
       return;
     }
-    // [pm.clear] acq_rel: release pairs with [enter.pm] and [door.pm].
-  } while (!pm_.compare_exchange_weak(seen, seen - 1, std::memory_order_acq_rel,
+    // [pm.clear] release: pairs with [enter.pm]; whoever gets in sees what came before.
+  } while (!pm_.compare_exchange_weak(seen, seen - 1, std::memory_order_release,
                                       std::memory_order_relaxed));
   if ((seen & ~suspended_bit) == 1) wake_door();
 }
@@ -239,11 +239,11 @@ void basic_freeze_gate<Platform>::clear_pm_only() noexcept {
 template <platform Platform>
 void basic_freeze_gate<Platform>::set_runtime_suspended(bool suspended) noexcept {
   if (suspended) {
-    // [pm.suspended] acq_rel: release pairs with [enter.pm] and [door.pm].
-    (void)pm_.fetch_or(suspended_bit, std::memory_order_acq_rel);
+    // [pm.suspended] relaxed: as [pm.set].
+    (void)pm_.fetch_or(suspended_bit, std::memory_order_relaxed);
   } else {
-    // [pm.resumed] acq_rel: as [pm.suspended].
-    (void)pm_.fetch_and(~suspended_bit, std::memory_order_acq_rel);
+    // [pm.resumed] release: pairs with [enter.pm]; as [pm.clear].
+    (void)pm_.fetch_and(~suspended_bit, std::memory_order_release);
   }
   wake_door();
 }
@@ -271,8 +271,8 @@ status basic_freeze_gate<Platform>::start_drain(bool& closed_it) noexcept {
 
 template <platform Platform>
 int basic_freeze_gate<Platform>::pm_only() const noexcept {
-  // [pm.read] acquire: as [depth.read].
-  return static_cast<int>(pm_.load(std::memory_order_acquire) & ~suspended_bit);
+  // [pm.read] relaxed: a hint.
+  return static_cast<int>(pm_.load(std::memory_order_relaxed) & ~suspended_bit);
 }
 
 template <platform Platform>
