@@ -111,7 +111,8 @@ class ref_core : private grace_callback {
   bool request_grace_period() noexcept;
   bool ask_again() noexcept;
   void note_refusal() noexcept;
-  void begin_switch(confirm_fn confirm, stage first) noexcept;
+  void begin_switch(confirm_fn confirm, stage first, std::intptr_t given) noexcept;
+  void wake_waiters() noexcept;
   void cancel_switch() noexcept;
   void finish_switch() noexcept;
   static void grace_over(grace_callback& done) noexcept;
@@ -120,10 +121,11 @@ class ref_core : private grace_callback {
   ref_word<Platform> word_;
 
   mutable typename Platform::mutex lock_;     // of all that follows, and of the dying bit
-  typename Platform::wait_word switches_{0};  // counts switches that ended
+  typename Platform::wait_word switches_{0};  // counts switches that ended while awaited
   confirm_fn confirm_ = nullptr;              // of the switch under way
   stage switch_ = stage::none;
-  bool percpu_;  // counter_ is open
+  bool awaited_ = false;  // somebody sleeps until switches_ changes
+  bool percpu_;           // counter_ is open
   bool force_atomic_;
   bool allow_reinit_;
   bool exited_ = false;
@@ -318,10 +320,7 @@ bool ref_core<Platform, Owner>::choose_mode(confirm_fn confirm, bool drop_initia
     return false;
   }
   if (wants_atomic() && percpu_) {
-    begin_switch(confirm, first);
-    // Not the last: there are the bias and the switch's reference. Under the lock, since
-    // others may ask for the grace period of a switch that has only begun.
-    if (drop != 0) (void)word_.put(drop);
+    begin_switch(confirm, first, drop);
     lock_.unlock();
     // From here the ref may be gone: the callback may run, and release.
     if (first == stage::begun || request_grace_period()) return true;
@@ -362,6 +361,7 @@ bool ref_core<Platform, Owner>::wait_for_switch(std::intptr_t& held) noexcept {
       Platform::misuse("a percpu_ref's confirm callback waits for its own switch");
       return false;
     }
+    awaited_ = true;
     // [wait.count] relaxed: the lock orders it; the word is only slept on.
     const std::uint32_t ended = switches_.load(std::memory_order_relaxed);
     lock_.unlock();
@@ -391,22 +391,36 @@ bool ref_core<Platform, Owner>::ask_again() noexcept {
   return false;
 }
 
-/// Lets those who wait for the switch look again. Called with the lock held.
+/// Called with the lock held.
 template <platform Platform, class Owner>
 void ref_core<Platform, Owner>::note_refusal() noexcept {
   switch_ = stage::refused;
-  // [refuse.count] relaxed: the lock orders it.
+  wake_waiters();
+}
+
+/// Lets those who wait for the switch look again. Called with the lock held: whoever
+/// found the switch under way has said that he waits, and read the count, before.
+template <platform Platform, class Owner>
+void ref_core<Platform, Owner>::wake_waiters() noexcept {
+  if (!awaited_) return;
+  awaited_ = false;
+  // [switch.count] relaxed: the lock orders it.
   (void)switches_.fetch_add(1, std::memory_order_relaxed);
   switches_.wake_all();
 }
 
+/// Puts the references that the caller gives; one of them, or one more, is the switch's
+/// own until it ends. Called with the lock held.
 template <platform Platform, class Owner>
-void ref_core<Platform, Owner>::begin_switch(confirm_fn confirm, stage first) noexcept {
+void ref_core<Platform, Owner>::begin_switch(confirm_fn confirm, stage first,
+                                             std::intptr_t given) noexcept {
   run = &grace_over;
   percpu_ = false;
   switch_ = first;
   confirm_ = confirm;
-  word_.get(1);  // the switch's own reference, given back when it ends
+  // A kill that did not wait gives one, the initial one: nothing to do to the word.
+  if (given == 0) word_.get(1);
+  if (given > 1) (void)word_.put(given - 1);  // biased, so not the last
   counter_.begin_close();
 }
 
@@ -425,22 +439,21 @@ void ref_core<Platform, Owner>::grace_over(grace_callback& done) noexcept {
   static_cast<ref_core&>(done).finish_switch();
 }
 
+/// The bias goes, the sum comes in and the switch's own reference is put in one step: the
+/// word is biased until then, so the ref does not reach zero before its confirm callback
+/// has returned, nor before anybody can see that the switch is over.
 template <platform Platform, class Owner>
 void ref_core<Platform, Owner>::finish_switch() noexcept {
-  if (word_.fold(counter_.finish_close()) <= 0) {
-    Platform::misuse("percpu_ref: more references were put than taken");
-  }
   if (confirm_ != nullptr) confirm_(owner());  // stable while the switch is under way
+  const std::intptr_t elsewhere = counter_.finish_close();
   lock_.lock();
   switch_ = stage::none;
-  // Before anybody can see that the switch is over: so is_zero() after
-  // switch_to_atomic_sync() is exact.
-  const bool last = word_.put(1);
-  // [switch.count] relaxed: the lock orders it.
-  (void)switches_.fetch_add(1, std::memory_order_relaxed);
-  switches_.wake_all();
+  // Under the lock: so is_zero() after switch_to_atomic_sync() is exact.
+  const std::int64_t left = word_.fold(elsewhere - 1);
+  wake_waiters();
   lock_.unlock();
-  if (last) owner().on_zero();  // else the ref may be gone: the destructor takes the lock
+  if (left < 0) Platform::misuse("percpu_ref: more references were put than taken");
+  if (left == 0) owner().on_zero();  // else the ref may be gone: the destructor takes the lock
 }
 
 template <platform Platform, class Owner>
