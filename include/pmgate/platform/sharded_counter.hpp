@@ -31,7 +31,9 @@ struct alignas(64) padded_shard {
   typename Machine::template atomic<std::uintptr_t> value{0};
 };
 
-/// One shard inside, the others allocated once; just the one if there is no memory.
+/// Shards allocated once; the one inside if one is enough, or if there is no memory.
+///
+/// The one inside is not used beside others: its line has what all who count read.
 template <class Machine>
 class allocated_shards {
  public:
@@ -44,16 +46,16 @@ class allocated_shards {
 
   [[nodiscard]] std::size_t size() const noexcept { return size_; }  ///< a power of two
   word& operator[](std::size_t index) noexcept {
-    return index == 0 ? first_ : more_[index - 1].value;
+    return shards_ == nullptr ? alone_ : shards_[index].value;
   }
   const word& operator[](std::size_t index) const noexcept {
-    return index == 0 ? first_ : more_[index - 1].value;
+    return shards_ == nullptr ? alone_ : shards_[index].value;
   }
 
  private:
-  padded_shard<Machine>* more_ = nullptr;  // shards 1, 2, ...
+  padded_shard<Machine>* shards_ = nullptr;
   std::size_t size_ = 1;
-  word first_;  // shard 0
+  word alone_;
 };
 
 /// All shards inside, and no pointer: processes may map them at different addresses.
@@ -77,27 +79,27 @@ class embedded_shards {
 
 template <class Machine>
 allocated_shards<Machine>::allocated_shards(std::uintptr_t first, shard_width shards) noexcept
-    : first_(first) {
+    : alone_(first) {
   const std::size_t wanted = shards == shard_width::one ? 1 : Machine::shard_count();
   if (wanted < 2) return;
   using padded = padded_shard<Machine>;
-  void* const memory = ::operator new(sizeof(padded) * (wanted - 1),
-                                      std::align_val_t{alignof(padded)}, std::nothrow);
+  void* const memory =
+      ::operator new(sizeof(padded) * wanted, std::align_val_t{alignof(padded)}, std::nothrow);
   if (memory == nullptr) return;  // slower, not wrong
-  more_ = static_cast<padded*>(memory);
-  for (std::size_t i = 0; i + 1 < wanted; ++i) {
-    ::new (static_cast<void*>(more_ + i)) padded;
+  shards_ = static_cast<padded*>(memory);
+  for (std::size_t i = 0; i < wanted; ++i) {
+    ::new (static_cast<void*>(shards_ + i)) padded;
     // [construct.shard] relaxed: nobody else has the counter yet.
-    more_[i].value.store(first, std::memory_order_relaxed);
+    shards_[i].value.store(first, std::memory_order_relaxed);
   }
   size_ = wanted;
 }
 
 template <class Machine>
 allocated_shards<Machine>::~allocated_shards() {
-  if (more_ == nullptr) return;
-  for (std::size_t i = 0; i + 1 < size_; ++i) more_[i].~padded_shard();
-  ::operator delete(static_cast<void*>(more_), std::align_val_t{alignof(padded_shard<Machine>)});
+  if (shards_ == nullptr) return;
+  for (std::size_t i = 0; i < size_; ++i) shards_[i].~padded_shard();
+  ::operator delete(static_cast<void*>(shards_), std::align_val_t{alignof(padded_shard<Machine>)});
 }
 
 }  // namespace detail
