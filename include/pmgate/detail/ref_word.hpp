@@ -76,16 +76,15 @@ class ref_word {
     (void)word_.fetch_add(bias, std::memory_order_relaxed);
   }
 
-  /// Takes the bias off and adds what was counted elsewhere.  Precondition: the caller
-  /// holds a reference, to be put afterwards.
+  /// Takes the bias off and adds what was counted elsewhere; may be what makes it zero.
   /// Returns: the count then.
   std::int64_t fold(std::intptr_t elsewhere) noexcept {
     const std::uint64_t change = units(elsewhere) - bias;
-    // [fold.word] relaxed: who folds holds a reference, and putting it ([put.shared]) hands
-    // on what came before the puts elsewhere, before the count can be zero. One operation:
+    // [fold.word] acq_rel: as [put.shared]: release hands on what came before the puts
+    // elsewhere to whichever put comes last, acquire is for being the last. One operation:
     // adding the counters one by one, or taking the bias off first, could make the word
     // zero while references exist.
-    return count_of(word_.fetch_add(change, std::memory_order_relaxed) + change);
+    return count_of(word_.fetch_add(change, std::memory_order_acq_rel) + change);
   }
 
   [[nodiscard]] bool is_dying() const noexcept {
