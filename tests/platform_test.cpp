@@ -11,9 +11,11 @@
 #include <csignal>
 #include <cstddef>
 #include <cstdint>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <optional>
 #include <set>
 #include <thread>
 #include <type_traits>
@@ -103,6 +105,10 @@ struct unknown_cpus : pmgate::detail::linux_machine {
   static std::uint32_t cpu_limit() noexcept { return 0; }
 };
 using shared_platform = pmgate::linux_shared_platform;
+/// Linux on a large machine.
+struct cpus_128 : pmgate::detail::linux_machine {
+  static std::uint32_t cpu_limit() noexcept { return 128; }
+};
 using no_rseq_counter = pmgate::rseq_counter<no_sequences>;
 using no_memory_counter = pmgate::rseq_counter<too_many_cpus>;
 using no_cpu_counter = pmgate::rseq_counter<unknown_cpus>;
@@ -475,6 +481,81 @@ TEST_CASE("there may be many counters, each with a sum of its own") {
   const default_counter fresh(true);
 
   CHECK(fresh.peek() == 0);
+}
+
+/// Bytes of address space of this process.
+std::size_t mapped_bytes() {
+  unsigned long pages = 0;
+  std::FILE* const statm = std::fopen("/proc/self/statm", "r");
+  REQUIRE(statm != nullptr);
+  CHECK(std::fscanf(statm, "%lu", &pages) == 1);
+  std::fclose(statm);
+  return pages * static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
+}
+
+TEST_CASE("with 128 possible CPUs a counter takes 8 bytes for each, and no more anywhere") {
+  if (!pmgate::detail::linux_support::get().restartable) return;
+  using pmgate::detail::slot_arena;
+  using counter = pmgate::rseq_counter<cpus_128>;
+  static_assert(sizeof(counter) == sizeof(default_counter));
+  constexpr std::size_t blocks = 3;
+  constexpr std::size_t count = blocks * slot_arena::block::slots;
+  static_assert(blocks * slot_arena::block_size(128) == count * 8 * 128 + blocks * 4096);
+  const auto counters = std::make_unique<std::optional<counter>[]>(count);
+  (void)mapped_bytes();  // which has needs of its own the first time
+  const std::size_t before = mapped_bytes();
+
+  for (std::size_t i = 0; i < count; ++i) counters[i].emplace(true);
+
+  const std::size_t grown = mapped_bytes() - before;
+  CHECK(grown >= count * 8 * 128);
+  CHECK(grown <= count * 8 * 128 + 64 * 1024);
+
+  int wrong = 0;
+  for (std::size_t i = 0; i < count; ++i) {
+    if (!counters[i]->is_cpu_local()) ++wrong;
+    (void)counters[i]->try_add(static_cast<std::intptr_t>(i));
+  }
+  for (std::size_t i = 0; i < count; ++i) {
+    if (counters[i]->peek() != static_cast<std::intptr_t>(i)) ++wrong;
+  }
+  CHECK(wrong == 0);
+
+  // The next one needs another block: every slot of the others is in use.
+  const slot_arena::slot next = slot_arena::take(128);
+  std::size_t full = 0;
+  for (const slot_arena::block* other = next.owner->next; other != nullptr; other = other->next) {
+    if (other->cpus != 128) continue;
+    bool all = true;
+    for (const auto& bits : other->used) all = all && ~bits.load() == 0;
+    if (all) ++full;
+  }
+  CHECK(full == blocks);
+  slot_arena::give_back(next);
+}
+
+TEST_CASE("the words of many CPUs and of neighbouring counters are apart") {
+  using pmgate::detail::slot_arena;
+  constexpr std::uint32_t cpus = 127;  // a block of our own
+  std::vector<slot_arena::slot> slots;
+  for (std::size_t i = 0; i < slot_arena::block::slots; ++i) slots.push_back(slot_arena::take(cpus));
+  const auto word = [](const slot_arena::slot& of, std::uint32_t cpu) -> std::intptr_t& {
+    return *reinterpret_cast<std::intptr_t*>(of.words + cpu * slot_arena::stride);
+  };
+  std::intptr_t written = 0;
+  for (const auto& slot : slots) {
+    for (std::uint32_t cpu = 0; cpu < cpus; ++cpu) word(slot, cpu) = ++written;
+  }
+
+  std::intptr_t seen = 0;
+  int wrong = 0;
+  for (const auto& slot : slots) {
+    for (std::uint32_t cpu = 0; cpu < cpus; ++cpu) {
+      if (word(slot, cpu) != ++seen) ++wrong;
+    }
+  }
+  CHECK(wrong == 0);
+  for (const auto& slot : slots) slot_arena::give_back(slot);
 }
 
 TEST_CASE("slots may be taken and given back by many threads at a time") {

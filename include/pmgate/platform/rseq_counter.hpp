@@ -72,6 +72,11 @@ class slot_arena {
     std::byte* words;
   };
 
+  /// What a block takes: a page, and 8 bytes per CPU for each of its slots.
+  static constexpr std::size_t block_size(std::uint32_t cpus) noexcept {
+    return head_size + cpus * stride;
+  }
+
   /// Where a counter's words are; `words` is null when there was no memory.
   struct slot {
     block* owner = nullptr;
@@ -84,6 +89,9 @@ class slot_arena {
   static void give_back(slot which) noexcept;
 
  private:
+  static constexpr std::size_t head_size = 4096;
+  static_assert(sizeof(block) <= head_size, "the head of a block is one page");
+
   static std::atomic<block*>& blocks() noexcept {
     static std::atomic<block*> head{nullptr};
     return head;
@@ -135,11 +143,8 @@ inline void slot_arena::give_back(slot which) noexcept {
 }
 
 inline slot_arena::block* slot_arena::add_block(std::uint32_t cpus) noexcept {
-  constexpr std::size_t head_size = 4096;
-  static_assert(sizeof(block) <= head_size, "the head of a block is one page");
   if (cpus > most_cpus) return nullptr;
-  const std::size_t size = head_size + cpus * stride;
-  void* const memory = ::mmap(nullptr, size, PROT_READ | PROT_WRITE,
+  void* const memory = ::mmap(nullptr, block_size(cpus), PROT_READ | PROT_WRITE,
                               MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) return nullptr;
   auto* const fresh = ::new (memory) block{};
