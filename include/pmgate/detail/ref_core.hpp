@@ -70,12 +70,14 @@ class ref_core : private grace_callback {
 
   // -- one grace period for many
 
-  /// kill() that leaves asking for the grace period to collect().
+  /// kill() that leaves the initial reference to the caller, to be put once he has left
+  /// his locks, and, if in_batch, asking for the grace period to collect().
   ///
-  /// Returns: false if an earlier switch was refused, and was so again.
-  bool kill_later() noexcept;
+  /// Precondition: not dying.
+  /// Returns: as kill(); the caller has the reference also if it was refused.
+  bool kill_held(bool in_batch) noexcept;
 
-  /// Adds the request of a kill_later() to the batch.
+  /// Adds the request of a kill_held() to the batch.
   ///
   /// Returns: false if there is none, or somebody has asked for the grace period since.
   bool collect(grace_batch& batch) noexcept;
@@ -105,8 +107,7 @@ class ref_core : private grace_callback {
   [[gnu::noinline]] bool try_get_shared(std::intptr_t n, bool live) noexcept;
   Owner& owner() noexcept { return static_cast<Owner&>(*this); }
   bool wants_atomic() const noexcept;
-  bool start_kill(confirm_fn confirm, stage first) noexcept;
-  bool choose_mode(confirm_fn confirm, bool drop_initial, stage first) noexcept;
+  bool choose_mode(confirm_fn confirm, std::intptr_t given, stage first) noexcept;
   bool wait_for_switch(std::intptr_t& held) noexcept;
   bool request_grace_period() noexcept;
   bool ask_again() noexcept;
@@ -190,26 +191,24 @@ bool ref_core<Platform, Owner>::wants_atomic() const noexcept {
 
 template <platform Platform, class Owner>
 bool ref_core<Platform, Owner>::kill(confirm_fn confirm) noexcept {
-  return start_kill(confirm, stage::pending);
-}
-
-template <platform Platform, class Owner>
-bool ref_core<Platform, Owner>::kill_later() noexcept {
-  return start_kill(nullptr, stage::begun);
-}
-
-template <platform Platform, class Owner>
-bool ref_core<Platform, Owner>::start_kill(confirm_fn confirm, stage first) noexcept {
   lock_.lock();
   if (is_dying()) {
     // A refused one is tried again; its own confirm is still waiting.
-    if (switch_ == stage::refused) return choose_mode(nullptr, false, first);
+    if (switch_ == stage::refused) return choose_mode(nullptr, 0, stage::pending);
     lock_.unlock();
     Platform::misuse("kill() of a percpu_ref that is dying already");
     return true;
   }
   word_.mark_dying();
-  return choose_mode(confirm, true, first);
+  return choose_mode(confirm, 1, stage::pending);
+}
+
+/// With one reference more, the caller's, there is again one to give away.
+template <platform Platform, class Owner>
+bool ref_core<Platform, Owner>::kill_held(bool in_batch) noexcept {
+  lock_.lock();
+  word_.mark_dying_and_get();
+  return choose_mode(nullptr, 1, in_batch ? stage::begun : stage::pending);
 }
 
 template <platform Platform, class Owner>
@@ -222,7 +221,7 @@ bool ref_core<Platform, Owner>::resurrect() noexcept {
     return false;
   }
   const bool was_zero = word_.revive();
-  (void)choose_mode(nullptr, false, stage::pending);
+  (void)choose_mode(nullptr, 0, stage::pending);
   return was_zero;
 }
 
@@ -241,7 +240,7 @@ bool ref_core<Platform, Owner>::switch_to_atomic(confirm_fn confirm) noexcept {
     return true;
   }
   force_atomic_ = true;
-  return choose_mode(confirm, false, stage::pending);
+  return choose_mode(confirm, 0, stage::pending);
 }
 
 template <platform Platform, class Owner>
@@ -268,7 +267,7 @@ template <platform Platform, class Owner>
 void ref_core<Platform, Owner>::switch_to_percpu() noexcept {
   lock_.lock();
   force_atomic_ = false;
-  (void)choose_mode(nullptr, false, stage::pending);
+  (void)choose_mode(nullptr, 0, stage::pending);
 }
 
 template <platform Platform, class Owner>
@@ -309,18 +308,18 @@ bool ref_core<Platform, Owner>::is_refused() const noexcept {
 }
 
 /// Common tail of kill(), resurrect() and the switches: waits for the switch under
-/// way, then acts on what is wanted *then*, not on what the caller wanted.
+/// way, then acts on what is wanted *then*, not on what the caller wanted. Puts the
+/// references that are given to it.
 /// Called with the lock held; releases it. Returns: false if refused.
 template <platform Platform, class Owner>
-bool ref_core<Platform, Owner>::choose_mode(confirm_fn confirm, bool drop_initial,
+bool ref_core<Platform, Owner>::choose_mode(confirm_fn confirm, std::intptr_t given,
                                             stage first) noexcept {
-  std::intptr_t drop = drop_initial ? 1 : 0;
-  if (!wait_for_switch(drop)) {
-    if (drop != 0) put_shared(drop);  // biased, so not the last
+  if (!wait_for_switch(given)) {
+    if (given != 0) put_shared(given);  // biased, so not the last
     return false;
   }
   if (wants_atomic() && percpu_) {
-    begin_switch(confirm, first, drop);
+    begin_switch(confirm, first, given);
     lock_.unlock();
     // From here the ref may be gone: the callback may run, and release.
     if (first == stage::begun || request_grace_period()) return true;
@@ -336,7 +335,7 @@ bool ref_core<Platform, Owner>::choose_mode(confirm_fn confirm, bool drop_initia
   }
   lock_.unlock();
   if (confirm_now && confirm != nullptr) confirm(owner());
-  if (drop != 0) put(drop);  // else the ref may be gone
+  if (given != 0) put(given);  // else the ref may be gone
   return true;
 }
 
@@ -409,8 +408,8 @@ void ref_core<Platform, Owner>::wake_waiters() noexcept {
   switches_.wake_all();
 }
 
-/// Puts the references that the caller gives; one of them, or one more, is the switch's
-/// own until it ends. Called with the lock held.
+/// Puts the references that are given; one of them, or one more, is the switch's own
+/// until it ends. Called with the lock held.
 template <platform Platform, class Owner>
 void ref_core<Platform, Owner>::begin_switch(confirm_fn confirm, stage first,
                                              std::intptr_t given) noexcept {
@@ -418,7 +417,7 @@ void ref_core<Platform, Owner>::begin_switch(confirm_fn confirm, stage first,
   percpu_ = false;
   switch_ = first;
   confirm_ = confirm;
-  // A kill that did not wait gives one, the initial one: nothing to do to the word.
+  // Most kills give one: nothing to do to the word.
   if (given == 0) word_.get(1);
   if (given > 1) (void)word_.put(given - 1);  // biased, so not the last
   counter_.begin_close();
@@ -444,16 +443,18 @@ void ref_core<Platform, Owner>::grace_over(grace_callback& done) noexcept {
 /// has returned, nor before anybody can see that the switch is over.
 template <platform Platform, class Owner>
 void ref_core<Platform, Owner>::finish_switch() noexcept {
-  if (confirm_ != nullptr) confirm_(owner());  // stable while the switch is under way
   const std::intptr_t elsewhere = counter_.finish_close();
+  if (word_.count(true) + elsewhere <= 0) {
+    Platform::misuse("percpu_ref: more references were put than taken");
+  }
+  if (confirm_ != nullptr) confirm_(owner());  // stable while the switch is under way
   lock_.lock();
   switch_ = stage::none;
   // Under the lock: so is_zero() after switch_to_atomic_sync() is exact.
-  const std::int64_t left = word_.fold(elsewhere - 1);
+  const bool last = word_.fold(elsewhere - 1) == 0;
   wake_waiters();
   lock_.unlock();
-  if (left < 0) Platform::misuse("percpu_ref: more references were put than taken");
-  if (left == 0) owner().on_zero();  // else the ref may be gone: the destructor takes the lock
+  if (last) owner().on_zero();  // else the ref may be gone: the destructor takes the lock
 }
 
 template <platform Platform, class Owner>

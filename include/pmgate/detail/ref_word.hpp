@@ -18,8 +18,8 @@ namespace pmgate::detail {
 
 /// Count, bias and dying bit of a percpu_ref.
 ///
-/// Threads: every member from any thread; mark_dying(), revive(), add_bias() and
-///          fold() are serialised by the ref's lock.
+/// Threads: every member from any thread; mark_dying(), mark_dying_and_get(), revive(),
+///          add_bias() and fold() are serialised by the ref's lock.
 /// Blocking: never.
 template <platform Platform>
 class ref_word {
@@ -57,8 +57,15 @@ class ref_word {
   void mark_dying() noexcept {
     // [kill.mark] relaxed: nobody is told anything by it. Who comes later on the word finds
     // it there ([try_get.commit] compares the word as it is); what the killer did before is
-    // handed on by his own [put.shared] and by [revive.word].
+    // handed on by his own [put.shared], or by [fold.word], which comes later under the
+    // ref's lock and puts his reference, and by [revive.word].
     (void)word_.fetch_or(dying_bit, std::memory_order_relaxed);
+  }
+
+  /// Dying, and one reference more.  Precondition: not dying, not zero.
+  void mark_dying_and_get() noexcept {
+    // [kill.get] relaxed: as [kill.mark]. Adding sets the bit, which is clear.
+    (void)word_.fetch_add(one + dying_bit, std::memory_order_relaxed);
   }
 
   /// Not dying, and one reference more.  Precondition: dying.

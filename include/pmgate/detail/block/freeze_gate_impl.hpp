@@ -56,8 +56,8 @@ auto basic_freeze_gate<Platform>::hold(enter_flags flags) noexcept -> ticket {
 
 // -- closing and opening
 
-/// Whoever closes the gate has an entry of his own meanwhile: the drain comes about, and
-/// is told of, when the lock has been left.
+/// Whoever closes the gate keeps the count's initial reference meanwhile: the drain comes
+/// about, and is told of, when the lock has been left.
 template <platform Platform>
 status basic_freeze_gate<Platform>::start_freeze(bool& closed_it, bool in_batch) noexcept {
   aftermath after;
@@ -70,14 +70,13 @@ status basic_freeze_gate<Platform>::start_freeze(bool& closed_it, bool in_batch)
     // [freeze.depth] relaxed: for queries; the door is the count's dying bit.
     depth_.store(before + 1, std::memory_order_relaxed);
     if (before != 0) return status::ok;
-    count().get();
-    if (!(in_batch ? count().kill_later() : count().kill())) {
+    if (!count().kill_held(in_batch)) {
       closed_it = false;
       depth_.store(before, std::memory_order_relaxed);  // [freeze.undo] relaxed: as [freeze.depth]
       reopen(after);
       result = status::not_permitted;
     } else if (in_batch) {
-      ++closers_;  // let_drain() leaves for it
+      ++closers_;  // let_drain() puts it
       return status::ok;
     }
   }
@@ -86,17 +85,17 @@ status basic_freeze_gate<Platform>::start_freeze(bool& closed_it, bool in_batch)
   return result;
 }
 
-/// The end of what in_batch has begun: leaves the gate, unless another batch has done so
-/// for this one. Of a batch that was refused and has undone its freezes those of others
+/// The end of what in_batch has begun: puts the reference, unless another batch has done
+/// so for this one. Of a batch that was refused and has undone its freezes those of others
 /// may be left, who were told that all is well: they get a grace period of their own.
 template <platform Platform>
 void basic_freeze_gate<Platform>::let_drain(bool refused) noexcept {
   freeze_lock_.lock();
-  std::intptr_t entries = std::exchange(closers_, 0);
+  std::intptr_t held = std::exchange(closers_, 0);
   // [drain.depth] relaxed: the lock orders it.
-  if (refused && depth_.load(std::memory_order_relaxed) != 0) entries += count().ask_in_place();
+  if (refused && depth_.load(std::memory_order_relaxed) != 0) held += count().ask_in_place();
   freeze_lock_.unlock();
-  if (entries != 0) count().put(entries);
+  if (held != 0) count().put(held);
 }
 
 /// Depth and resurrect are one step: with the depth alone a kill and a resurrect of
