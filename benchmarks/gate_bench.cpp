@@ -209,8 +209,8 @@ class busy_threads {
   busy_threads& operator=(const busy_threads&) = delete;
 
  private:
-  std::atomic<bool> stop_{false};
-  std::vector<std::thread> threads_;
+  alignas(64) std::atomic<bool> stop_{false};  // nothing that is measured lies beside it
+  alignas(64) std::vector<std::thread> threads_;
 };
 
 /// Closing and opening, with `busy` other CPUs busy in this process.
