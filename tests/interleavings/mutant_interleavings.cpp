@@ -116,19 +116,20 @@ struct weak_try_get : sim_platform {
   using atomic = weak_atomic<T, kept, kept, std::memory_order_relaxed>;
 };
 
-/// Takes the bias off first and adds the sum later.
+/// Takes the bias and the switch's own reference off first and adds the sum later.
 template <class T>
 struct two_step_atomic : sim::atomic<T> {
   using base = sim::atomic<T>;
   using base::base;
   T fetch_add(T n, std::memory_order order) noexcept {
     constexpr T bias = static_cast<T>(T{1} << (sizeof(T) * 8 - 1));
-    if (n < bias || n == bias) return base::fetch_add(n, order);
-    const T old = base::fetch_add(bias, order);
-    (void)base::fetch_add(static_cast<T>(n - bias), order);
+    constexpr T own = 2;
+    const bool folds = n > bias / 2 && (this->load(std::memory_order_relaxed) & bias) != 0;
+    if (!folds) return base::fetch_add(n, order);
+    const T old = base::fetch_add(static_cast<T>(bias - own), order);
+    (void)base::fetch_add(static_cast<T>(n - bias + own), order);
     return old;
   }
-  // What goes below the bias comes back from it: a negative sum of the counters.
 };
 struct two_step_fold : sim_platform {
   template <class T>
