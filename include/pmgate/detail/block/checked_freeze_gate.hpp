@@ -263,6 +263,7 @@ class basic_freeze_gate<checked_platform<Base>> {
     [[nodiscard]] bool is_refused() const noexcept { return detail::many_gates::is_refused(gate); }
   };
   count_view count() noexcept { return {inner_}; }
+  void let_drain(bool refused) noexcept { detail::many_gates::let_drain(inner_, refused); }
   status start_freeze(bool& closed_it, bool,
                       call_site where = call_site::current()) noexcept {
     return note_freeze(where, trust::certain, [&]() noexcept {
