@@ -26,6 +26,7 @@
 
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -134,6 +135,7 @@ class other_process {
     pid_ = ::fork();
     REQUIRE(pid_ >= 0);
     if (pid_ == 0) {
+      (void)::prctl(PR_SET_PDEATHSIG, SIGKILL);  // it does not outlive a test that is killed
       ::putenv(const_cast<char*>(fd.c_str()));
       ::execl("/proc/self/exe", "process_shared_test", "--no-skip=true", "--minimal=true",
               filter.c_str(), nullptr);
