@@ -381,6 +381,31 @@ def request_is(state):
     return lambda s, a, w, who: a.state == state
 
 
+def may_free(state):
+    return lambda s, a, w, who: a.state == state and frees_for_the_oldest(s, a.model)
+
+
+def frees_for_the_oldest(s, queue):
+    """For a freed tag the kernel wakes the oldest waiter and nobody else. Where the queue of that
+    one has its share already he sleeps again, behind the others; where shares have grown, as a
+    queue holds no tag any more, the others sleep on. The library gives tags to all who may have
+    one, oldest first, and keeps the order of those who wait on."""
+    tagset = queue.tagset
+    sleepers = tagset.wq.sleepers
+    if len(tagset.queues) < 2 or not sleepers:
+        return True
+    asked = {task: words[1] for task, _, words in s.pending.values() if len(words) > 1}
+    held = {member: member.active for member in tagset.queues}
+    held[queue] -= 1
+    free, served = tagset.free + 1, []
+    for task in sleepers:
+        member = s.accounts[asked[task]].model
+        if len(served) < free and tagset.may_have(member, held):
+            held[member] += 1
+            served.append(task)
+    return served == sleepers[:1] or (not served and len(sleepers) == 1)
+
+
 def request_leaves(s, a, w, who):
     s.move_request(w[1], "gone")
 
@@ -489,11 +514,11 @@ QUEUE = [
         request_asked, enters=True),
     Row("submit_bio {Q} {new} flags={bio_flags}", 6, bio_may_be_submitted, request_asked,
         enters=True),
-    Row("blk_mq_free_request {allocated}", 2, request_is("allocated"), request_leaves),
+    Row("blk_mq_free_request {allocated}", 2, may_free("allocated"), request_leaves),
     Row("blk_execute_rq_nowait {allocated} at_head={bool}", 3, request_is("allocated"),
         request_leaves),
     Row("blk_execute_rq {allocated} at_head={bool}", 2, request_is("allocated"), request_leaves),
-    Row("complete {dispatched} {status}", 9, request_is("dispatched"), request_leaves),
+    Row("complete {dispatched} {status}", 9, may_free("dispatched"), request_leaves),
     Row("blk_mq_requeue_request {dispatched}", 2, request_is("dispatched"), request_leaves),
     Row("percpu_ref_is_dying {Q}", 0.5, kinds="RQ"),
     Row("percpu_ref_is_zero {Q}", 0.5, kinds="RQ"),

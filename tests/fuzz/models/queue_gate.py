@@ -20,6 +20,13 @@ class TagSet:
         self.wq = WaitQueue(sim)
         self.dispatch_sections = GracePeriods(sim) if blocking else sim.rcu
 
+    def may_have(self, queue, held):
+        """May a queue have one more tag, where queues hold so many (by queue)?"""
+        if len(self.queues) < 2 or self.depth < 2:
+            return True
+        users = sum(count > 0 or member is queue for member, count in held.items())
+        return held[queue] < max(-(-self.depth // users), MIN_SHARE)
+
 
 class Request:
     def __init__(self, queue, name, bio):
@@ -256,12 +263,8 @@ class Queue:
 
     # ------------------------------------------------------------ tags
     def _take_tag(self):
-        sharers = [q for q in self.tagset.queues if q.active or q is self]
-        if len(self.tagset.queues) > 1 and self.tagset.depth > 1:
-            share = max(-(-self.tagset.depth // len(sharers)), MIN_SHARE)
-            if self.active >= share:
-                return False
-        if not self.tagset.free:
+        tagset = self.tagset
+        if not tagset.free or not tagset.may_have(self, {q: q.active for q in tagset.queues}):
             return False
         self.tagset.free -= 1
         self.active += 1
