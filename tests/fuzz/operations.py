@@ -329,8 +329,17 @@ def entered(on):
     return end
 
 
+def may_drain(s, a, w, who):
+    """The first freeze of a queue dispatches what is there. Where the driver sleeps over that, who
+    waits at the gate is woken in the kernel when it is done, in the library before; it was not
+    recorded."""
+    m = a.model
+    return (not m.hold or m.freeze_depth > 0 or m.stopped or m.quiesce_depth > 0
+            or not (m.dispatch_list or m.sw_list))
+
+
 def may_be_marked_dead(s, a, w, who):
-    return "kind=disk" in a.options
+    return "kind=disk" in a.options and may_drain(s, a, w, who)
 
 
 def may_be_removed(kind):
@@ -474,7 +483,7 @@ QUEUE = [
         plain="blk_mq_unfreeze_queue"),
     Row("__blk_mq_unfreeze_queue {Q} force_atomic={bool}", 3, owns("freezes"), less("freezes"),
         plain="blk_mq_unfreeze_queue"),
-    Row("blk_queue_start_drain {Q}", 1, None, more("freezes"),
+    Row("blk_queue_start_drain {Q}", 1, may_drain, more("freezes"),
         plain="blk_freeze_queue_start"),
     Row("blk_mark_disk_dead {Q}", 0.8, may_be_marked_dead),
     Row("del_gendisk {Q}", 0.4, may_be_removed("kind=disk"), removal_begins, removal_ends),
