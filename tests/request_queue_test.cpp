@@ -441,6 +441,25 @@ TEST_CASE_FIXTURE(sequential,
   q.complete(c);
 }
 
+TEST_CASE_FIXTURE(sequential,
+                  "a run that found nothing changes nothing for what is refused later") {
+  REQUIRE(q.submit(a) == status::ok);
+  q.run(true);
+  b.works.run_pending();
+  q.quiesce_nowait();
+  REQUIRE(q.submit_bio(c) == status::ok);
+  b.answers = {dispatch_status::dev_resource};
+  q.unquiesce();
+  b.works.run_pending();
+  b.works.run_pending();
+  CHECK(b.take_log() == log_type{"takes a", "refuses c"});
+
+  q.complete(a);
+  b.works.run_pending();
+  CHECK(b.take_log() == log_type{"ends a", "takes c"});
+  q.complete(c);
+}
+
 TEST_CASE_FIXTURE(sequential, "a bio that is refused waits at the end of what is passed through") {
   b.answers = {dispatch_status::resource, dispatch_status::resource};
   REQUIRE(q.submit_bio(a) == status::ok);

@@ -134,9 +134,9 @@ class dispatcher {
   bool wants_run_locked() const noexcept;
   void run_async_unlock() noexcept;
   void dispatch_unlock() noexcept;
-  bool offer(list& batch) noexcept;
+  bool offer(list& batch, unsigned runs_seen) noexcept;
   dispatch_status offer(request_type& rq) noexcept;
-  void put_back(list& refused, dispatch_status answer) noexcept;
+  void put_back(list& refused, dispatch_status answer, unsigned runs_seen) noexcept;
   static void on_run(work_type& work) noexcept;
   static void on_requeue(work_type& work) noexcept;
 
@@ -154,6 +154,7 @@ class dispatcher {
   list requeued_;
   bool restart_ = false;  // a request that is freed runs the queue
   bool stopped_ = false;
+  unsigned runs_in_vain_ = 0;  // how often nothing was queued
 };
 
 template <platform Platform>
@@ -234,9 +235,10 @@ void dispatcher<Platform>::dispatch_unlock() noexcept {
       lock_.unlock();
       return;
     }
+    const unsigned runs_seen = runs_in_vain_;
     note_queued_locked();
     lock_.unlock();
-    if (!offer(batch) || rounds == 0) return;
+    if (!offer(batch, runs_seen) || rounds == 0) return;
     // [queued.look] relaxed: what this thread added is seen; others run what they add.
     if (!queued_.load(std::memory_order_relaxed)) return;
     lock_.lock();
@@ -247,14 +249,14 @@ void dispatcher<Platform>::dispatch_unlock() noexcept {
 
 /// Returns: false if the driver refused one; that and the rest have been put back.
 template <platform Platform>
-bool dispatcher<Platform>::offer(list& batch) noexcept {
+bool dispatcher<Platform>::offer(list& batch, unsigned runs_seen) noexcept {
   while (!batch.empty()) {
     request_type& rq = batch.pop_front();
     const dispatch_status answer = offer(rq);
     if (is_taken(answer)) continue;
     rq.place_ = place::queued;
     batch.push_front(rq);
-    put_back(batch, answer);
+    put_back(batch, answer, runs_seen);
     return false;
   }
   return true;
@@ -270,14 +272,16 @@ inline dispatch_status dispatcher<Platform>::offer(request_type& rq) noexcept {
 
 /// A request that was freed since the batch was taken has cleared restart_, and may
 /// have found the lists empty: then run at once. If none was, the next one will run
-/// the queue; where the driver waits for something else there may be no next one.
+/// the queue; where the driver waits for something else there may be no next one. A run
+/// that was wanted since then may have found nothing either, and is made up for.
 template <platform Platform>
-void dispatcher<Platform>::put_back(list& refused, dispatch_status answer) noexcept {
+void dispatcher<Platform>::put_back(list& refused, dispatch_status answer,
+                                    unsigned runs_seen) noexcept {
   lock_.lock();
   passed_.append(refused);
   note_queued_locked();
   const bool wanted = wants_run_locked();
-  const bool at_once = !restart_;
+  const bool at_once = !restart_ || runs_in_vain_ != runs_seen;
   lock_.unlock();
   if (!wanted) return;
   if (at_once) {
@@ -306,13 +310,13 @@ void dispatcher<Platform>::issue_unlock(request_type& rq) noexcept {
 }
 
 /// Somebody may be about to put a request back that was refused before this call: it is
-/// not in the lists yet. He runs the queue himself then, see put_back().
+/// not in the lists yet, see put_back().
 template <platform Platform>
 void dispatcher<Platform>::run_async_unlock() noexcept {
   if (wants_run_locked()) {
     run_soon();  // under the lock: afterwards all may be over
   } else if (passed_.empty() && bios_.empty()) {
-    restart_ = false;
+    ++runs_in_vain_;
   }
   lock_.unlock();
 }
