@@ -119,10 +119,115 @@ SITUATIONS = [
     ("request of a quiesced queue", ENTER, lambda s, m: m.quiesce_depth > 0),
     ("request of a stopped queue", ENTER, lambda s, m: m.stopped),
 ]
-BY_OPERATION = {}
-for _name, _operations, _holds in SITUATIONS:
-    for _operation in _operations:
-        BY_OPERATION.setdefault(_operation, []).append((_name, _holds))
+
+DEVICE_QUIESCE = ops("scsi_device_quiesce", "scsi_target_quiesce")
+RESUME = ops("scsi_device_resume", "scsi_target_resume")
+BLOCK = ops("scsi_internal_device_block_nowait")
+UNBLOCK = ops("scsi_internal_device_unblock_nowait")
+SEND = ops("scsi_execute_cmd")
+COMPLETE = ops("complete")
+HOST_BLOCK = ops("scsi_host_block", "scsi_block_targets")
+HOST_UNBLOCK = ops("scsi_host_unblock")
+
+
+def in_flight(d):
+    return any(command.device is d for command in d.host.in_flight.values())
+
+
+def states(host):
+    return {d.state for d in host.devices}
+
+
+# The same for hosts and devices; of a command, the model of its device.
+SCSI_SITUATIONS = [
+    ("command to a RUNNING device", SEND, lambda s, d: d.state == "RUNNING"),
+    ("command to a CREATED device", SEND, lambda s, d: d.state == "CREATED"),
+    ("command to a quiesced device", SEND, lambda s, d: d.quiesced_by),
+    ("command to a device that is QUIESCE by state only", SEND,
+     lambda s, d: d.state == "QUIESCE" and not d.quiesced_by),
+    ("command to a stopped device", SEND, lambda s, d: d.queue_stopped),
+    ("command to a device that is BLOCK by state only", SEND,
+     lambda s, d: d.state_blocked() and not d.queue_stopped),
+    ("command to a stopped device that is not BLOCK", SEND,
+     lambda s, d: d.queue_stopped and not d.state_blocked()),
+    ("command to a device that is offline", SEND,
+     lambda s, d: d.state in ("OFFLINE", "TRANSPORT_OFFLINE")),
+    ("command to a CANCEL device", SEND, lambda s, d: d.state == "CANCEL"),
+    ("command to a DEL device", SEND, lambda s, d: d.state == "DEL"),
+    ("command to a device that was removed", SEND, lambda s, d: d.queue.dying),
+    ("command behind others that are held", SEND, lambda s, d: d.queue.held),
+    ("command to a device with all it takes", SEND, lambda s, d: d.busy >= d.depth),
+    ("command to a device in its countdown", SEND, lambda s, d: d.blocked),
+    ("command to a host in recovery", SEND, lambda s, d: d.host.in_recovery()),
+    ("command to a host that is self-blocked", SEND, lambda s, d: d.host.self_blocked),
+    ("command to a host in its countdown", SEND, lambda s, d: d.host.blocked),
+    ("command to a host that refuses", SEND, lambda s, d: d.host.refusals),
+    ("command to a host in CREATED or CANCEL", SEND,
+     lambda s, d: d.host.state in ("CREATED", "CANCEL")),
+    ("command to a host in DEL", SEND, lambda s, d: d.host.state == "DEL"),
+    ("completion in recovery", COMPLETE, lambda s, d: d.host.in_recovery()),
+    ("completion at a stopped device", COMPLETE, lambda s, d: d.queue_stopped),
+    ("completion that drains a device", COMPLETE,
+     lambda s, d: d.queue.freeze_depth and d.queue.usage == 1),
+    ("completion with commands held", COMPLETE, lambda s, d: d.queue.held),
+    ("quiesce of a device in use", DEVICE_QUIESCE, lambda s, d: d.queue.usage),
+    ("quiesce of a device with commands held", DEVICE_QUIESCE, lambda s, d: d.queue.held),
+    ("quiesce of a device quiesced already", DEVICE_QUIESCE, lambda s, d: d.quiesced_by),
+    ("quiesce while another one drains", DEVICE_QUIESCE, lambda s, d: d.queue.freeze_depth),
+    ("quiesce of a stopped device", DEVICE_QUIESCE, lambda s, d: d.queue_stopped),
+    ("quiesce from a state that forbids it", DEVICE_QUIESCE,
+     lambda s, d: d.state in ("CREATED", "BLOCK", "CREATED_BLOCK", "CANCEL", "DEL")),
+    ("quiesce of a device while a reader holds grace periods", DEVICE_QUIESCE,
+     lambda s, d: s.readers),
+    ("resume of a device with enterers asleep", RESUME, lambda s, d: d.queue.waiters.sleepers),
+    ("resume while a quiesce drains", RESUME, lambda s, d: d.queue.freeze_depth),
+    ("resume of a device that is not QUIESCE any more", RESUME,
+     lambda s, d: d.quiesced_by and d.state != "QUIESCE"),
+    ("block of a device with commands in flight", BLOCK, lambda s, d: in_flight(d)),
+    ("block of a quiesced device", BLOCK, lambda s, d: d.quiesced_by),
+    ("block again", BLOCK, lambda s, d: d.queue_stopped),
+    ("block of a device that cannot be blocked", BLOCK,
+     lambda s, d: d.state in ("TRANSPORT_OFFLINE", "CANCEL", "DEL")),
+    ("block from CREATED or CREATED_BLOCK", BLOCK, lambda s, d: d.created()),
+    ("unblock with commands held", UNBLOCK, lambda s, d: d.queue.held),
+    ("unblock of a device that is not blocked", UNBLOCK, lambda s, d: not d.state_blocked()),
+    ("unblock of a stopped device in RUNNING or QUIESCE", UNBLOCK,
+     lambda s, d: d.queue_stopped and d.state in ("RUNNING", "QUIESCE")),
+    ("unblock of CREATED_BLOCK", UNBLOCK, lambda s, d: d.state == "CREATED_BLOCK"),
+    ("removal of a device in use", ops("scsi_remove_device"), lambda s, d: d.queue.usage),
+    ("removal of a stopped device with commands held", ops("scsi_remove_device"),
+     lambda s, d: d.queue_stopped and d.queue.held),
+    ("removal of a device with enterers asleep", ops("scsi_remove_device"),
+     lambda s, d: d.queue.waiters.sleepers),
+    ("block of a host with devices in several states", HOST_BLOCK,
+     lambda s, h: len(states(h)) > 1),
+    ("block of a host that cannot be blocked", HOST_BLOCK,
+     lambda s, h: "TRANSPORT_OFFLINE" in states(h)),
+    ("block of a host with devices passed over", HOST_BLOCK,
+     lambda s, h: states(h) & {"CANCEL", "DEL"}),
+    ("block of a host while a reader holds grace periods", HOST_BLOCK, lambda s, h: s.readers),
+    ("unblock of a host that stops half-way", HOST_UNBLOCK,
+     lambda s, h: h.devices[0].state_blocked() and states(h) & {"RUNNING", "QUIESCE", "CREATED"}),
+    ("requests unblocked with commands held", ops("scsi_unblock_requests"),
+     lambda s, h: h.self_blocked and any(d.queue.held for d in h.devices)),
+    ("requests unblocked with commands to send again", ops("scsi_unblock_requests"),
+     lambda s, h: any(d.queue.requeued for d in h.devices)),
+    ("host state set with commands held", ops("scsi_host_set_state", "force_host_state"),
+     lambda s, h: any(d.queue.held for d in h.devices)),
+    ("host recovers with commands in flight", ops("scsi_host_set_state", "force_host_state"),
+     lambda s, h: h.in_flight and not h.in_recovery()),
+]
+
+
+def by_operation(situations):
+    found = {}
+    for name, operations, holds in situations:
+        for operation in operations:
+            found.setdefault(operation, []).append((name, holds))
+    return found
+
+
+BY_OPERATION, SCSI_BY_OPERATION = by_operation(SITUATIONS), by_operation(SCSI_SITUATIONS)
 
 
 class Census:
@@ -135,7 +240,8 @@ class Census:
         self.operations[words[0]] += 1
         if account is None or account.model is None:
             return
-        for name, holds in BY_OPERATION.get(words[0], ()):
+        table = SCSI_BY_OPERATION if script.world.host else BY_OPERATION
+        for name, holds in table.get(words[0], ()):
             if holds(script, account.model):
                 self.situations[name] += 1
 
@@ -145,7 +251,7 @@ class Census:
     def after(self, script, returned):
         for event in script.sim.events:
             words = event.split()
-            names = 2 if words[0] == "queue_rq" else 1
+            names = 2 if words[0] in ("queue_rq", "queuecommand") else 1
             self.events[" ".join(words[:1] + words[1 + names:])] += 1
         if returned > 1:
             self.situations["several operations return together"] += 1
@@ -167,7 +273,7 @@ class Census:
         lines.append("events:")
         lines += [f"  {count:9}  {name}" for name, count in sorted(self.events.items())]
         lines.append(f"situations in {scripts} scripts:")
-        for name in [s[0] for s in SITUATIONS] + ["several operations return together",
-                                                  "several actors could run"]:
+        names = [situation[0] for situation in SITUATIONS + SCSI_SITUATIONS]
+        for name in names + ["several operations return together", "several actors could run"]:
             lines.append(f"  {self.situations[name]:9}  {name}")
         return "\n".join(lines)

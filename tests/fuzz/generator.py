@@ -2,8 +2,10 @@
 """Makes scripts: the same seed, room and number give the same script."""
 from random import Random
 
-from operations import COMMON, PERCPU_REF, QUEUE, READERS, TABLE, TIDIER, WORKERS
+from operations import COMMON, PERCPU_REF, QUEUE, READERS, TIDIER, WORKERS
 from script import Script
+from scsi_operations import SCSI_DEVICE, SCSI_HOST
+from table import SCSI_TABLE, TABLE
 
 ATTEMPTS = 12                           # proposals until one is legal
 MOST_TIDYING = 90                       # operations
@@ -41,9 +43,20 @@ def begin_queue(s, random):
         issue_one(s, WORKERS[0], TABLE["new_queue"], random)
 
 
+def begin_scsi_state(s, random):
+    words = SCSI_TABLE["new_host"].propose(s, random).split()
+    s.issue(WORKERS[0], " ".join(words[:2] + ["devs=1", "luns=1"] + words[4:]))
+
+
+def begin_scsi_host(s, random):
+    issue_one(s, WORKERS[0], SCSI_TABLE["new_host"], random)
+
+
 ROOMS = {
     "percpu_ref": Room(PERCPU_REF + COMMON, begin_percpu_ref, (12, 48)),
     "queue": Room(QUEUE + COMMON, begin_queue, (12, 48)),
+    "scsi_state": Room(SCSI_DEVICE + COMMON, begin_scsi_state, (12, 48)),
+    "scsi_host": Room(SCSI_HOST + SCSI_DEVICE + COMMON, begin_scsi_host, (12, 48)),
 }
 
 
@@ -101,11 +114,19 @@ def tidy_up(s):
 
 def next_to_give_back(s):
     if s.requests["dispatched"]:
-        return f"complete {s.requests['dispatched'][0]} OK"
+        return f"complete {s.requests['dispatched'][0]} {'0' if s.by_kind['H'] else 'OK'}"
     if s.requests["allocated"]:
         return f"blk_mq_free_request {s.requests['allocated'][0]}"
     for account in s.by_kind["Q"]:
         text = next_of_queue(account, account.model)
+        if text:
+            return text
+    for account in s.by_kind["H"]:
+        text = next_of_host(account.model)
+        if text:
+            return text
+    for account in s.by_kind["D"]:
+        text = next_of_device(account, account.model)
         if text:
             return text
     for account in s.by_kind["R"]:
@@ -137,6 +158,35 @@ def next_of_queue(account, queue):
         return f"blk_mq_run_hw_queues {name} async=0"
     if account.busy:                    # a wait for a freeze that was undone
         return f"blk_freeze_queue_start {name}"
+    return None
+
+
+def next_of_host(host):
+    if host.refusals:
+        return "set_busy h 0"
+    if host.state != "RUNNING":
+        return "force_host_state h RUNNING"
+    if host.self_blocked or any(device.queue.requeued for device in host.devices):
+        return "scsi_unblock_requests h"
+    return None
+
+
+def next_of_device(account, device):
+    name, queue = account.name, device.queue
+    if account.users:
+        return f"blk_queue_exit {name}"
+    if device.queue_stopped:
+        if device.state == "BLOCK":
+            return f"scsi_internal_device_unblock_nowait {name} RUNNING"
+        return f"force_state {name} BLOCK"
+    if queue.held:
+        if device.state == "RUNNING":
+            return f"blk_mq_run_hw_queues {name}"
+        return f"force_state {name} RUNNING"
+    if device.quiesced_by:
+        return f"scsi_device_resume {name}"
+    if account.busy and queue.pm_only and device.state != "DEL":    # left by a second quiesce
+        return f"scsi_remove_device {name}"
     return None
 
 

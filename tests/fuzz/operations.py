@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The table of operations: how often a script has each, with which arguments, and when it
-is legal. To add an operation, add a row here, and what it does to a table of models/world.py."""
+is legal. To add an operation, add a row here, and what it does to a table of models/world.py.
+Those on SCSI hosts and devices are in scsi_operations.py."""
 
 
 class Row:
@@ -532,5 +533,3 @@ QUEUE = [
     Row("percpu_ref_is_dying {Q}", 0.5, kinds="RQ"),
     Row("percpu_ref_is_zero {Q}", 0.5, kinds="RQ"),
 ]
-
-TABLE = {row.name: row for rows in (QUEUE, PERCPU_REF, COMMON) for row in rows}

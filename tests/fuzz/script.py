@@ -2,7 +2,7 @@
 """A script: operations that actors issue one after another, and what the model
 says that each of them does."""
 from models.world import World, text_of
-import operations
+from table import row_of
 
 
 class Account:
@@ -29,7 +29,7 @@ class Script:
         self.world = World()
         self.sim = self.world.sim
         self.accounts = {}              # by the name of the object
-        self.by_kind = {"R": [], "Q": []}
+        self.by_kind = {"R": [], "Q": [], "D": [], "H": []}
         self.requests = {"allocated": [], "dispatched": []}
         self.made = 0                   # requests
         self.making = False             # a queue, which may take its time
@@ -47,7 +47,7 @@ class Script:
         return self.accounts.get(words[1]) if len(words) > 1 else None
 
     def legal(self, actor, words):
-        row = operations.TABLE.get(words[0])
+        row = row_of(words)
         if row is None or actor in self.pending or self.failure:
             return False
         if row.creates:
@@ -63,7 +63,7 @@ class Script:
     def issue(self, actor, text):
         """Performs a legal operation."""
         words = text.split()
-        row = operations.TABLE[words[0]]
+        row = row_of(words)
         account = self.account_of(words)
         if self.statistics is not None:
             self.statistics.before(self, account, words)
@@ -94,7 +94,7 @@ class Script:
         for event in self.sim.events:
             self.lines.append("! " + event)
             words = event.split()
-            if words[0] == "queue_rq" and len(words) == 3:
+            if words[0] in ("queue_rq", "queuecommand") and len(words) == 3:
                 self.move_request(words[2], "dispatched")
         if self.sim.contended:
             self.unordered.append(self.issue_lines[-1])

@@ -6,8 +6,9 @@ and the model predicts the rest anew. Candidates of a round are replayed togethe
 """
 from itertools import combinations
 
-from operations import READERS, TABLE, TIDIER, WORKERS
+from operations import READERS, TIDIER, WORKERS
 from script import predict
+from table import row_of
 
 MOST_ROUNDS = 200
 FEW = 14                                # operations, of which any three may go at once
@@ -98,7 +99,7 @@ class Shrinker:
 
 
 def simpler(words):
-    row = TABLE[words[0]]
+    row = row_of(words)
     yield from row.simpler(words)
     if row.plain:
         yield row.plain.split() + words[1:2]
@@ -112,4 +113,4 @@ def cost(script):
     """Fewer operations before all else; then actors, then shorter texts."""
     ops = script.ops
     return (len(ops), len({actor for actor, _ in ops}), sum(rank(actor) for actor, _ in ops),
-            sum(TABLE[text.split()[0]].cost(text.split()) for _, text in ops))
+            sum(row_of(text.split()).cost(text.split()) for _, text in ops))

@@ -10,8 +10,10 @@ import itertools
 
 
 class Task:
-    def __init__(self, name, gen):
-        self.name, self.gen = name, gen
+    """`part`: what it belongs to, if its order among tasks of other parts is nobody's business."""
+
+    def __init__(self, name, gen, part=None):
+        self.name, self.gen, self.part = name, gen, part
         self.finished, self.result = False, None
         self.queued = False             # in the ready list
 
@@ -30,15 +32,18 @@ class Sim:
         self.once = set()               # events of this window emitted at most once
         self.warned = set()             # WARN_ONCE, per scenario
         self.contended = False          # several tasks could run at a time in this window
+        self.idle_polls = 0             # in a row
         self.domains = []
         self.rcu = GracePeriods(self)
 
     # -- reporting
     def begin_window(self):
         self.events, self.once, self.contended = [], set(), False
+        self.moves()
 
     def emit(self, text):
         self.events.append(text)
+        self.moves()
 
     def emit_once_per_actor(self, text):
         key = (self.cur.name, text)
@@ -52,22 +57,32 @@ class Sim:
             self.emit("WARN " + what)
 
     # -- tasks
-    def spawn(self, name, gen):
-        task = Task(name, gen)
+    def spawn(self, name, gen, part=None):
+        task = Task(name, gen, part)
         self.wake(task)
         return task
 
     def wake(self, task):
         if not task.finished and not task.queued:
             task.queued = True
-            if self.ready:
+            if any(None in (task.part, other.part) or task.part == other.part
+                   for other in self.ready):
                 self.contended = True
             self.ready.append(task)
+            self.moves()
 
-    def after(self, ms, fn):
-        entry = [self.now + ms, next(self.seq), fn]
+    def after(self, ms, fn, every=0):
+        entry = [self.now + ms, next(self.seq), fn, every]
         heapq.heappush(self.timers, entry)
         return entry
+
+    def poll(self, ms, fn):
+        """As after(), for who looks after `ms` and if it is in vain does the same once more."""
+        return self.after(ms, fn, ms)
+
+    def moves(self):
+        """To be told of all that may end what a poll finds."""
+        self.idle_polls = 0
 
     def _step(self):
         task = self.ready.popleft()
@@ -89,13 +104,22 @@ class Sim:
             elif any(d.advance() for d in self.domains):
                 pass
             elif self.timers and self.timers[0][0] <= horizon:
-                when, _, fn = heapq.heappop(self.timers)
-                self.now = max(self.now, when)
-                if fn:
-                    fn()
+                self._fire(horizon)
             else:
                 break
         self.now = horizon
+
+    def _fire(self, horizon):
+        if self.idle_polls > len(self.timers) and all(entry[3] for entry in self.timers):
+            for entry in self.timers:   # each was in vain: so would be all until then
+                entry[0] += max(0, (horizon - entry[0]) // entry[3] + 1) * entry[3]
+            heapq.heapify(self.timers)
+            return
+        when, _, fn, every = heapq.heappop(self.timers)
+        self.now = max(self.now, when)
+        self.idle_polls = self.idle_polls + 1 if every else 0
+        if fn:
+            fn()
 
 
 class WaitQueue:

@@ -4,6 +4,7 @@ from types import GeneratorType
 
 from .percpu_ref import PercpuRef
 from .queue_gate import Queue, Request, TagSet
+from .scsi import Host
 from .sim import Sim
 
 
@@ -21,6 +22,8 @@ class World:
         self.refs = {}
         self.queues = {}                # in the order in which they were made
         self.requests = {}
+        self.devices = {}               # of the host; in this order
+        self.host = None
         self.printed = {}
 
     def perform(self, actor, words):
@@ -35,6 +38,12 @@ class World:
         name = words[0]
         if name in WORLD_CALLS:
             result = WORLD_CALLS[name](self, actor, args, options)
+        elif args[0] in self.devices:
+            result = DEVICE_CALLS[name](self.devices[args[0]], args, options)
+        elif self.host and args[0] == "h":
+            result = HOST_CALLS[name](self.host, args)
+        elif self.host:
+            result = self.host.complete(args[0], int(args[1], 0))
         elif args[0] in self.refs:
             result = REF_CALLS[name](self, self.refs[args[0]], args, options)
         elif args[0] in self.queues:
@@ -51,11 +60,17 @@ class World:
         lines = []
         for objects in (sorted(self.refs.items()), self.queues.items()):
             for name, obj in objects:
-                state = obj.state()
-                if self.printed.get(name) != state:
-                    self.printed[name] = state
-                    lines.append(f"~ {name} {state}")
+                self._add_state(lines, name, obj.state())
+        for name, device in self.devices.items():
+            self._add_state(lines, name, device.describe())
+        if self.host:
+            self._add_state(lines, "h", self.host.describe())
         return lines
+
+    def _add_state(self, lines, name, state):
+        if self.printed.get(name) != state:
+            self.printed[name] = state
+            lines.append(f"~ {name} {state}")
 
     # -- objects
     def new_ref(self, name, options):
@@ -81,6 +96,11 @@ class World:
         if options["kind"] == "disk":
             yield from queue.usage.switch_to_percpu()
         self.queues[name] = queue
+        return 0
+
+    def new_host(self, options):
+        self.host = Host(self.sim, **{name: int(value) for name, value in options.items()})
+        self.devices = {device.name: device for device in self.host.devices}
         return 0
 
     def confirm(self, name):
@@ -146,6 +166,7 @@ WORLD_CALLS = {
     "synchronize_rcu": lambda w, who, a, o: w.sim.rcu.synchronize(),
     "percpu_ref_init": lambda w, who, a, o: w.new_ref(a[0], o),
     "new_queue": lambda w, who, a, o: w.new_queue(a[0], o),
+    "new_host": lambda w, who, a, o: w.new_host(o),
 }
 REF_CALLS = {
     "percpu_ref_exit": lambda w, r, a, o: r.exit(),
@@ -216,4 +237,37 @@ REQUEST_CALLS = {
     "blk_execute_rq_nowait": lambda q, rq, a, o: q.execute_nowait(rq, at_head(o)),
     "complete": lambda q, rq, a, o: q.complete(rq, a[1] if len(a) > 1 else "OK"),
     "blk_mq_requeue_request": lambda q, rq, a, o: q.requeue(rq),
+}
+DEVICE_CALLS = {
+    "force_state": lambda d, a, o: d.force_state(a[1]),
+    "scsi_device_set_state": lambda d, a, o: d.set_state(a[1]),
+    "scsi_device_quiesce": lambda d, a, o: d.quiesce(),
+    "scsi_device_resume": lambda d, a, o: d.resume(),
+    "scsi_target_quiesce": lambda d, a, o: d.host.target_quiesce(d.target),
+    "scsi_target_resume": lambda d, a, o: d.host.target_resume(d.target),
+    "scsi_target_unblock": lambda d, a, o: d.host.target_unblock(d.target, a[1]),
+    "scsi_internal_device_block_nowait": lambda d, a, o: d.block_nowait(),
+    "scsi_internal_device_unblock_nowait": lambda d, a, o: d.unblock_nowait(a[1]),
+    "scsi_remove_device": lambda d, a, o: d.remove(),
+    "scsi_device_online": lambda d, a, o: d.online(),
+    "scsi_device_blocked": lambda d, a, o: d.state_blocked(),
+    "scsi_device_created": lambda d, a, o: d.created(),
+    "blk_mq_run_hw_queues": lambda d, a, o: d.queue.run_async(),
+    "blk_queue_enter": lambda d, a, o: d.queue.enter(pm(o), nowait(o)),
+    "blk_queue_exit": lambda d, a, o: d.queue.exit(),
+    "scsi_execute_cmd": lambda d, a, o: d.execute(a[1], pm(o), nowait(o),
+                                                  "FAIL_IF_RECOVERING" in o.get("flags", "")),
+}
+HOST_CALLS = {
+    "scsi_host_block": lambda h, a: h.block(),
+    "scsi_host_unblock": lambda h, a: h.unblock(a[1]),
+    "scsi_block_targets": lambda h, a: h.block_targets(),
+    "scsi_target_unblock": lambda h, a: h.target_unblock(None, a[1]),
+    "scsi_block_requests": lambda h, a: h.block_requests(),
+    "scsi_unblock_requests": lambda h, a: h.unblock_requests(),
+    "force_host_state": lambda h, a: h.force_state(a[1]),
+    "scsi_host_set_state": lambda h, a: h.set_state(a[1]),
+    "scsi_host_in_recovery": lambda h, a: h.in_recovery(),
+    "scsi_host_scan_allowed": lambda h, a: h.scan_allowed(),
+    "set_busy": lambda h, a: setattr(h, "refusals", int(a[1])),
 }
