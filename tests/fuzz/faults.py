@@ -4,6 +4,7 @@ from contextlib import contextmanager
 
 from models.percpu_ref import PercpuRef
 from models.queue_gate import EAGAIN, ENODEV, Queue
+from models.scsi import EINVAL, OK, Device, DeviceQueue, Host
 
 
 class Fault:
@@ -115,6 +116,64 @@ def force_atomic_is_dropped(self, force_atomic=False):
     self.freeze_lock.unlock()
 
 
+def quiesce_of_blocked(self, state, right=Device.set_state):
+    if (self.state, state) == ("BLOCK", "QUIESCE"):
+        self.state = state
+    return right(self, state)
+
+
+def resume_keeps_pm_only(self):
+    if self.state == "QUIESCE":
+        self.state = "RUNNING"
+    self.quiesced_by = None
+
+
+def resume_restores_nothing(self):
+    if self.quiesced_by:
+        self.quiesced_by = None
+        self.queue.clear_pm_only()
+
+
+def blocks_are_counted(self):
+    self.queue_stopped = 1
+    self.queue.quiesce_depth += 1
+
+
+def unblock_asks_the_table(self, new):
+    if new not in ("RUNNING", "TRANSPORT_OFFLINE") or self.set_state(new):
+        return EINVAL
+    self.start_queue()
+    return 0
+
+
+def offline_passes(self, command, right=Device.state_check):
+    return OK if self.state == "OFFLINE" else right(self, command)
+
+
+def recovery_holds_nothing(self, command):
+    return OK
+
+
+def host_block_goes_on(self):
+    result = 0
+    for device in self.devices:
+        if device.gettable():
+            result = device.block_nowait() or result
+    yield from self.sim.rcu.synchronize()
+    return result
+
+
+def held_go_in_order(self, command):
+    self.held.append(command)
+    self.run()
+
+
+def removal_leaves_stopped(self):
+    if self.state != "DEL":
+        self.state = "DEL"
+        yield from self.queue.destroy()
+
+
 FAULTS = [
     Fault("kill keeps the initial reference", "percpu_ref", 2, PercpuRef, "kill",
           kill_keeps_initial),
@@ -135,4 +194,22 @@ FAULTS = [
     Fault("a freed tag wakes nobody", "queue", 8, Queue, "free_request", freed_tag_wakes_nobody),
     Fault("unfreeze drops the wish for atomic mode", "queue", 3, Queue, "unfreeze",
           force_atomic_is_dropped),
+    Fault("a blocked device may be quiesced", "scsi_state", 5, Device, "set_state",
+          quiesce_of_blocked),
+    Fault("resume forgets pm_only", "scsi_state", 3, Device, "resume", resume_keeps_pm_only),
+    Fault("resume leaves the state", "scsi_state", 3, Device, "resume", resume_restores_nothing),
+    Fault("blocks of a device are counted", "scsi_state", 3, Device, "stop_queue",
+          blocks_are_counted),
+    Fault("unblock obeys the table of states", "scsi_state", 3, Device, "unblock_nowait",
+          unblock_asks_the_table),
+    Fault("an offline device takes commands", "scsi_state", 3, Device, "state_check",
+          offline_passes),
+    Fault("a removal leaves the queue stopped", "scsi_state", 5, Device, "remove",
+          removal_leaves_stopped),
+    Fault("held commands go out in order", "scsi_state", 6, DeviceQueue, "insert_at_head",
+          held_go_in_order),
+    Fault("a host in recovery takes commands", "scsi_host", 3, Host, "recovery_check",
+          recovery_holds_nothing),
+    Fault("a host is blocked beyond a device that refuses", "scsi_host", 5, Host, "block",
+          host_block_goes_on),
 ]

@@ -7,7 +7,8 @@ program makes scripts of legal operations: several actors, readers that hold gra
 open, everything that the table in operations.py names. The models say what each operation
 does; kernel_trace_replay has the library do it; every event, result and state is compared.
 
-    fuzz.py                                   10,000 scripts, half of them on percpu_ref
+    fuzz.py                                   10,000 scripts: as many on refs, on queues, on one
+                                              SCSI device, and on hosts with several
     fuzz.py --room queue --statistics         on queues alone, and what was in them
     fuzz.py --scripts 1000000 --seed 7        a million others: about a quarter of an hour on
                                               one core; --jobs 2 takes two
@@ -23,7 +24,8 @@ the EVENT_ORDER.txt that belongs to it, so that `kernel_trace_replay FILE` shows
 Exit status: 0 if all agree; 1 if a script differs, or a planted fault is not found; 2 if
 the arguments are wrong or kernel_trace_replay cannot be used.
 
-To fuzz a new operation add a row to operations.py and a line to models/world.py.
+To fuzz a new operation add a row to operations.py or scsi_operations.py, and a line to
+models/world.py.
 """
 import argparse
 import multiprocessing
