@@ -32,7 +32,8 @@ class Sim:
         self.once = set()               # events of this window emitted at most once
         self.warned = set()             # WARN_ONCE, per scenario
         self.contended = False          # several tasks could run at a time in this window
-        self.idle_polls = 0             # in a row
+        self.polls = 0                  # how often somebody polled
+        self.idle_polls = 0             # in a row, by those who go on
         self.domains = []
         self.rcu = GracePeriods(self)
 
@@ -78,6 +79,7 @@ class Sim:
 
     def poll(self, ms, fn):
         """As after(), for who looks after `ms` and if it is in vain does the same once more."""
+        self.polls += 1
         return self.after(ms, fn, ms)
 
     def moves(self):
@@ -111,15 +113,19 @@ class Sim:
 
     def _fire(self, horizon):
         if self.idle_polls > len(self.timers) and all(entry[3] for entry in self.timers):
-            for entry in self.timers:   # each was in vain: so would be all until then
+            # Each was in vain: so would be all until then. Who has had his turn keeps it.
+            for entry in sorted(self.timers, key=lambda entry: (-entry[0], entry[1])):
                 entry[0] += max(0, (horizon - entry[0]) // entry[3] + 1) * entry[3]
+                entry[1] = next(self.seq)
             heapq.heapify(self.timers)
             return
         when, _, fn, every = heapq.heappop(self.timers)
         self.now = max(self.now, when)
-        self.idle_polls = self.idle_polls + 1 if every else 0
+        before, self.idle_polls = self.polls, self.idle_polls + 1
         if fn:
             fn()
+        if not every or self.polls == before:
+            self.moves()                # a timer of another kind, or somebody gave it up
 
 
 class WaitQueue:
