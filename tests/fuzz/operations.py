@@ -330,6 +330,25 @@ def entered(on):
     return end
 
 
+def ask_for_lock(s, a, names):
+    """Does one of these operations wait until another one is done with the freeze depth?"""
+    sleepers = a.model.freeze_lock.wq.sleepers
+    return any(task in sleepers and words[0] in names for task, _, words in s.pending.values())
+
+
+def may_wait_for_drain(s, a, w, who):
+    """See may_unfreeze()."""
+    return not (ask_for_lock(s, a, FREEZES) and ask_for_lock(s, a, UNFREEZES))
+
+
+def may_unfreeze(s, a, w, who):
+    """Where a freeze and an unfreeze come one right after the other, it depends on the schedule
+    whether somebody who waits for the drain sees it, or sleeps on as it was undone."""
+    waits_for_drain = any(words[0] in DRAIN_WAITS and words[1] == a.name
+                          for _, _, words in s.pending.values() if len(words) > 1)
+    return a.freezes > 0 and not (waits_for_drain and ask_for_lock(s, a, FREEZES))
+
+
 def may_drain(s, a, w, who):
     """The first freeze of a queue dispatches what is there. Where the driver sleeps over that, who
     waits at the gate is woken in the kernel when it is done, in the library before; it was not
@@ -424,6 +443,14 @@ def may_read(s, a, w, who):
     return who in READERS and who not in s.readers
 
 
+FREEZES = ("blk_freeze_queue_start", "blk_freeze_queue_start_non_owner", "blk_mq_freeze_queue",
+           "blk_queue_start_drain", "blk_mark_disk_dead", "blk_pre_runtime_suspend")
+UNFREEZES = ("blk_mq_unfreeze_queue", "blk_mq_unfreeze_queue_non_owner",
+             "__blk_mq_unfreeze_queue")
+DRAIN_WAITS = ("blk_mq_freeze_queue", "blk_mq_freeze_queue_wait",
+               "blk_mq_freeze_queue_wait_timeout", "del_gendisk", "blk_mq_destroy_queue")
+
+
 # --- the rooms -------------------------------------------------------------------------------
 
 READERS = ("t5", "t6")                  # they do nothing else
@@ -477,12 +504,12 @@ QUEUE = [
         plain="blk_freeze_queue_start"),
     Row("blk_mq_freeze_queue {Q}", 2, end=more_at_return("freezes"),
         plain="blk_freeze_queue_start"),
-    Row("blk_mq_freeze_queue_wait {Q}", 1),
-    Row("blk_mq_freeze_queue_wait_timeout {Q} {ms}", 1),
-    Row("blk_mq_unfreeze_queue {Q}", 7, owns("freezes"), less("freezes")),
-    Row("blk_mq_unfreeze_queue_non_owner {Q}", 2, owns("freezes"), less("freezes"),
+    Row("blk_mq_freeze_queue_wait {Q}", 1, may_wait_for_drain),
+    Row("blk_mq_freeze_queue_wait_timeout {Q} {ms}", 1, may_wait_for_drain),
+    Row("blk_mq_unfreeze_queue {Q}", 7, may_unfreeze, less("freezes")),
+    Row("blk_mq_unfreeze_queue_non_owner {Q}", 2, may_unfreeze, less("freezes"),
         plain="blk_mq_unfreeze_queue"),
-    Row("__blk_mq_unfreeze_queue {Q} force_atomic={bool}", 3, owns("freezes"), less("freezes"),
+    Row("__blk_mq_unfreeze_queue {Q} force_atomic={bool}", 3, may_unfreeze, less("freezes"),
         plain="blk_mq_unfreeze_queue"),
     Row("blk_queue_start_drain {Q}", 1, may_drain, more("freezes"),
         plain="blk_freeze_queue_start"),
