@@ -138,7 +138,9 @@ class scsi_grammar {
 
   void add_devices(const operation& op) {
     const std::size_t count = std::stoul(op.option("devs", "1"));
-    for (std::size_t i = 0; i < count; ++i) devices_.insert("d" + std::to_string(i));
+    for (std::size_t i = 0; i < count; ++i) {
+      devices_.insert(std::string("d").append(std::to_string(i)));
+    }
   }
 
   /// Decimal, or hexadecimal after 0x; short enough for an int.

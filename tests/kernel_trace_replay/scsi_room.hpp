@@ -172,7 +172,7 @@ class scsi_room {
     host_ = std::make_unique<traced_host>(*this, op.args[0]);
     for (std::size_t i = 0; i < devices; ++i) {
       if (i % luns == 0) targets_.push_back(std::make_unique<target_type>());
-      const std::string name = "d" + std::to_string(i);
+      const std::string name = std::string("d").append(std::to_string(i));
       auto& slot = devices_[name];
       slot = std::make_unique<traced_device>(*this, *targets_.back(), name,
                                              std::stoi(op.option("depth", "8")));
