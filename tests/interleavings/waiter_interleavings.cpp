@@ -157,6 +157,51 @@ struct in_line : gated<P> {
   }
 };
 
+/// One waiter, whom two queue.
+template <class P>
+struct queued_twice : entered_queued_at<P> {
+  void check() {
+    sim::expect(sim::misuses() == 1, "queued twice, and not reported once");
+    (void)this->gate.freeze_start();
+    this->gate.exit();
+    sim::expect(this->first.resumed() == 1, "not resumed once");
+    this->gate.unfreeze();
+    gated<P>::check();
+  }
+};
+
+/// Two wait; the first one's callback writes what may be read once the second is resumed.
+template <class P>
+struct told_in_line : gated<P> {
+  doer<P, told_in_line> first{*this, [](told_in_line& s) { s.data.write(1); }};
+  doer<P, told_in_line> second{*this, [](told_in_line&) {}};
+  told_in_line() {
+    (void)this->gate.freeze();
+    (void)this->gate.enter_or_wait(first);
+    (void)this->gate.enter_or_wait(second);
+  }
+  void check() {
+    (void)this->gate.freeze_start();
+    this->gate.exit(2);
+    this->gate.unfreeze();
+    gated<P>::check();
+  }
+};
+
+/// Frozen, and drained; somebody asks for the drain.
+template <class P>
+struct frozen_queued_at : queued_at<P> {
+  status queued = status::again;
+  frozen_queued_at() { (void)this->gate.freeze(); }
+  void check() {
+    (void)this->gate.freeze();
+    this->gate.unfreeze();
+    const bool waited = queued == status::in_progress;
+    sim::expect(this->first.resumed() == (waited ? 1 : 0), "not resumed by the next drain");
+    gated<P>::check();
+  }
+};
+
 /// pm_only from the start.
 template <class P>
 struct pm_only_at : queued_at<P> {
@@ -322,6 +367,41 @@ constexpr auto freeze_group = [](auto& s) {
   s.group.unfreeze();
 };
 
+/// A member of a group, whose gates stay when it leaves.
+template <class P>
+struct leaving {
+  pmgate::basic_gate_group<P> group;
+  pmgate::basic_freeze_gate<P> door;
+  pmgate::basic_quiesce_gate<P> sections;
+  std::optional<typename pmgate::basic_gate_group<P>::member> member;
+  sim::guarded<int> data;
+  leaving() { member.emplace(group, &door, &sections); }
+  void leave() { member.reset(); }
+  void check() {
+    leave();
+    sim::expect(door.depth() == 0, "it left, and is frozen");
+    sim::expect(sections.depth() == 0, "it left, and is quiesced");
+  }
+};
+template <class P>
+struct leaving_frozen : leaving<P> {
+  leaving_frozen() { (void)this->group.freeze(); }
+};
+
+/// A gate without anybody, and one to dispatch from, in ranges of one.
+template <class P>
+struct ranges {
+  pmgate::basic_quiesce_gate<P> sections;
+  std::array<pmgate::basic_quiesce_gate<P>*, 1> all{&sections};
+  sleeper<P> first;
+  sim::guarded<int> data;
+};
+constexpr auto visit_section = [](auto& s) {
+  if (!s.sections.try_dispatch()) return;
+  (void)s.data.read();
+  s.sections.end_dispatch();
+};
+
 // --- planted bugs --------------------------------------------------------------------
 
 /// Explores until the bug shows.
@@ -421,6 +501,50 @@ TEST_CASE("who queues at a gate that is frozen and opened is inside in the end")
                                 freeze_and_thaw);
   hold_on_all_models<queued_at>("enter_or_wait x freeze_or_wait", {.preemptions = 2},
                                 queue_and_enter, queue_freeze_and_thaw);
+}
+
+TEST_CASE("a waiter is at one gate at a time") {
+  const auto queue = [](auto& s) {
+    sim::expect_misuse();
+    (void)s.gate.drained_or_wait(s.first);
+  };
+  hold_on_all_models<queued_twice>("drained_or_wait x drained_or_wait of one waiter",
+                                   {.preemptions = 2}, queue, queue);
+}
+
+TEST_CASE("a waiter that has been resumed says so, and may be queued again") {
+  hold_on_all_models<told_in_line>(
+      "unfreeze x is_queued", {.preemptions = 2}, [](auto& s) { s.gate.unfreeze(); },
+      [](auto& s) {
+        if (!s.second.is_queued()) (void)s.data.read();
+      });
+  hold_on_all_models<told_in_line>(
+      "unfreeze x queue again", {.preemptions = 2}, [](auto& s) { s.gate.unfreeze(); },
+      [](auto& s) {
+        sim::expect_misuse();
+        if (s.gate.drained_or_wait(s.second) != status::busy) (void)s.data.read();
+      });
+}
+
+TEST_CASE("a wait for a drain is cancelled once, and a gate that has drained is not opened by it") {
+  hold_on_all_models<entered_queued_at>("cancel before and after the drain", {.preemptions = 1},
+                                        [](auto& s) {
+    (void)s.gate.freeze_start();
+    sim::expect(!s.gate.cancel(s.first), "cancelled, and not queued");
+    sim::expect(s.gate.drained_or_wait(s.first) == status::in_progress, "drained too early");
+    sim::expect(s.gate.cancel(s.first), "queued, and not cancelled");
+    s.gate.exit();
+    (void)s.gate.freeze_wait();
+    sim::expect(!s.gate.cancel(s.first), "cancelled, and not queued");
+    sim::expect(s.gate.drained_or_wait(s.first) == status::ok, "has drained, and says no");
+    s.gate.unfreeze();
+  });
+}
+
+TEST_CASE("who waits for a drain that is undone meanwhile waits for the next one") {
+  hold_on_all_models<frozen_queued_at>(
+      "unfreeze x drained_or_wait", {.preemptions = 2}, [](auto& s) { s.gate.unfreeze(); },
+      [](auto& s) { s.queued = s.gate.drained_or_wait(s.first); });
 }
 
 TEST_CASE("two who queue") {
@@ -589,6 +713,15 @@ TEST_CASE("a wait for sections ends with them, with the quiesce, or with a cance
       [](auto& s) { s.gate.unquiesce(); });
 }
 
+TEST_CASE("a wait for sections says that its grace period was refused") {
+  hold_on_all_models<ranges>("dispatch x quiesce_or_wait, refused",
+                             {.preemptions = 2, .refused_graces = 1}, visit_section, [](auto& s) {
+                               const status queued = s.sections.quiesce_or_wait(s.first);
+                               if (s.first.outcome(queued) == status::ok) s.data.write(1);
+                               s.sections.unquiesce();
+                             });
+}
+
 TEST_CASE("planted bugs are found") {
   constexpr auto relaxed = std::memory_order_relaxed;
   constexpr auto release = std::memory_order_release;
@@ -638,6 +771,46 @@ TEST_CASE("ranges in opposite orders do not wait for each other") {
 TEST_CASE("ranges in opposite orders, one grace period refused") {
   hold_on_all_models<two_gates>("freeze_all x freeze_all backwards, refused",
                                 {.preemptions = 2, .refused_graces = 1}, freeze_forth, freeze_back);
+}
+
+TEST_CASE("a batch whose grace period is refused has closed nothing") {
+  hold_on_all_models<two_gates>("freeze_all x enter, refused",
+                                {.preemptions = 2, .refused_graces = 1}, freeze_forth, visit_b);
+}
+
+TEST_CASE("sections of many gates are waited for with one grace period") {
+  hold_on_all_models<ranges>("dispatch x quiesce_all, refused",
+                             {.preemptions = 2, .refused_graces = 1}, visit_section, [](auto& s) {
+                               if (pmgate::quiesce_all(s.all) == status::ok) s.data.write(1);
+                               pmgate::unquiesce_all(s.all);
+                             });
+  hold_on_all_models<leaving>("dispatch x quiesce of a group, refused",
+                              {.preemptions = 2, .refused_graces = 1}, visit_section, [](auto& s) {
+                                if (s.group.quiesce() == status::ok) s.data.write(1);
+                                s.group.unquiesce();
+                              });
+}
+
+TEST_CASE("a member leaves a group that is at it") {
+  hold_on_all_models<leaving_frozen>(
+      "leave x unfreeze of the group", {.preemptions = 2}, [](auto& s) { s.leave(); },
+      [](auto& s) { s.group.unfreeze(); });
+  hold_on_all_models<leaving>(
+      "leave x quiesce of the group", {.preemptions = 2}, [](auto& s) { s.leave(); },
+      [](auto& s) { s.group.quiesce_nowait(); });
+}
+
+TEST_CASE("a depth of a group is the depth of its members") {
+  hold_on_all_models<leaving>(
+      "depth x freeze, quiesce of the group", {.preemptions = 2},
+      [](auto& s) {
+        if (s.group.quiesce_depth() != 0) sim::expect(s.sections.depth() != 0, "not quiesced");
+        if (s.group.freeze_depth() != 0) sim::expect(s.door.depth() != 0, "not frozen");
+      },
+      [](auto& s) {
+        (void)s.group.freeze_start();
+        s.group.quiesce_nowait();
+      });
 }
 
 TEST_CASE("a gate of a batch is opened by another before the batch is asked for") {

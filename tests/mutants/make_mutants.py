@@ -19,7 +19,7 @@
 #   always      such a condition is taken for true
 #   lost wake, not settled, touched, woken first    in what wakes somebody
 #   no grace period, refusal unheeded, refusal taken for granted    a membarrier that says EPERM
-#   unlocked    a lock is not taken
+#   unlocked    a lock is not taken; then what the locks guard is watched
 #
 # Relaxed has nothing to weaken. acq_rel to relaxed is left out: whoever finds one half
 # missing finds both missing.
@@ -39,12 +39,23 @@ import check_ordering  # noqa: E402  (the reader of labels)
 ROOMS = ["percpu_ref*.hpp", "block/*gate*.hpp", "detail/ref_*.hpp", "detail/*gate*.hpp",
          "detail/block/*gate*.hpp", "detail/block/*door*.hpp", "detail/block/*waiter*.hpp",
          "platform/sharded_counter.hpp", "platform/sim_counter.hpp"]
-# Rooms that no scenario enters yet: to be taken out of this list with their first one.
-UNEXPLORED = ["block/gate_group.hpp", "block/gate_waiter.hpp", "block/many_gates.hpp",
-              "detail/block/waiter_chain.hpp"]
+# Not here: the disk's state is no part of what the gates promise; of the checked gates
+# checked_interleavings.cpp plants the bugs.
+ELSEWHERE = ["block/checked_gates.hpp", "block/queue_gate.hpp",
+             "detail/block/checked_freeze_gate.hpp", "detail/block/checked_quiesce_gate.hpp"]
 
 # Operations that are no part of what is tested, and why.
-SPARED = {"alone.state": "outside of an exploration"}
+SPARED = {"alone.state": "outside of an exploration",
+          "embed.shard": "for counters that processes share; no scenario does"}
+
+# Mutants that are slower, not wrong, and are not made.
+SLOWER = {
+    ("block/quiesce_gate.hpp", "quiesce.read", "always"): "closes what is closed",
+    ("detail/block/freeze_gate_impl.hpp", "pm.guess", "always 2"): "wakes who looks again",
+    ("platform/sim_counter.hpp", "sequence.state", "always"): "counts in the fallback",
+    ("platform/sim_counter.hpp", "reopen.state", "removed"): "counts in the fallback",
+    ("platform/sim_counter.hpp", "open.state", "removed"): "counts in the fallback",
+}
 
 WEAKER = {"acquire": ["relaxed"], "consume": ["relaxed"], "release": ["relaxed"],
           "acq_rel": ["acquire", "release"], "seq_cst": ["acq_rel"]}
@@ -61,6 +72,7 @@ SELECTOR = """// SPDX-License-Identifier: MIT
 namespace pmgate_mutants {
 
 inline int active = 0;
+inline bool watching = false;  // what the locks guard
 
 constexpr std::memory_order load_part(std::memory_order order) noexcept {
   return order == std::memory_order_acquire || order == std::memory_order_acq_rel
@@ -176,7 +188,11 @@ template <class Mutex>
 class lock_unless {
 public:
   lock_unless(Mutex& mutex, int number) noexcept : mutex_(active != number ? &mutex : nullptr) {
-    if (mutex_ != nullptr) mutex_->lock();
+    if (mutex_ != nullptr) {
+      mutex_->lock();
+    } else if constexpr (requires { mutex.touch(); }) {
+      mutex.touch();
+    }
   }
   ~lock_unless() {
     if (mutex_ != nullptr) mutex_->unlock();
@@ -201,6 +217,8 @@ class Fault(Exception):
 class Mutator:
     """One header: insertions and replacements, and the mutants they make."""
 
+    spared = []  # of SLOWER
+
     def __init__(self, source, room, mutants):
         self.source = source
         self.code = source.code
@@ -211,6 +229,9 @@ class Mutator:
         self.names = {}
 
     def number(self, name, kind, offset):
+        if (self.room, name, kind) in SLOWER:
+            self.spared.append((self.room, name, kind))
+            return -1
         line = self.source.line_of(offset)
         self.mutants.append((len(self.mutants) + 1, self.room, name, line, kind))
         return len(self.mutants)
@@ -488,11 +509,27 @@ def find_functions(code):
     return found
 
 
+def watch_locks(header):
+    """What a lock guards is written by whoever takes it, or should have taken it."""
+    text = header.read_text(encoding="utf-8")
+    for old, new in (
+            ("e->lock(cell_);\n  }\n",
+             "e->lock(cell_);\n    if (::pmgate_mutants::watching) touch();\n  }\n"
+             "  void touch() noexcept { kept_.write(0); }\n"),
+            ("e->unlock(cell_);\n  }\n\nprivate:\n",
+             "e->unlock(cell_);\n  }\n\nprivate:\n  guarded<int> kept_;\n"),
+            ("#include <", "#include <pmgate_mutants.hpp>\n#include <")):
+        if old not in text:
+            raise Fault(f"{header}: not found: {old}")
+        text = text.replace(old, new, 1)
+    header.write_text(text, encoding="utf-8")
+
+
 def chosen(root):
     names = set()
     for pattern in ROOMS:
         names |= {p.relative_to(root).as_posix() for p in root.glob(pattern)}
-    return sorted(names - set(UNEXPLORED))
+    return sorted(names - set(ELSEWHERE))
 
 
 def main(arguments):
@@ -515,6 +552,9 @@ def main(arguments):
     for room, text in changed.items():
         (copy / "pmgate" / room).write_text(text, encoding="utf-8")
     (copy / "pmgate_mutants.hpp").write_text(SELECTOR, encoding="utf-8")
+    watch_locks(copy / "pmgate/platform/sim_memory.hpp")
+    for entry in set(SLOWER) - set(Mutator.spared):
+        raise Fault(f"{entry[0]}: [{entry[1]}] {entry[2]} of SLOWER is not made any more")
     names = [(room, name, kind) for _, room, name, _, kind in mutants]
     for name in names:
         if names.count(name) > 1:
@@ -522,7 +562,7 @@ def main(arguments):
     lines = ["// index, header, label, line, kind\n"]
     lines += [f'{{{n}, "{room}", "{name}", {line}, "{kind}"}},\n' for n, room, name, line, kind in mutants]
     (output / "mutants.inc").write_text("".join(lines), encoding="utf-8")
-    print(f"{len(mutants)} mutants of {len(rooms)} headers; unexplored: {', '.join(UNEXPLORED)}")
+    print(f"{len(mutants)} mutants of {len(rooms)} headers")
     return 0
 
 

@@ -319,7 +319,7 @@ basic_freeze_gate<Platform>::basic_freeze_gate(gate_start start) noexcept
 
 template <platform Platform>
 basic_freeze_gate<Platform>::~basic_freeze_gate() {
-  drain_.settle();
+  drain_.settle();  // who told of the drain has left the word
   const percpu_ref_snapshot last = count_type::snapshot();  // exact: nobody is here now
   // A switch that was refused still has a reference of its own.
   const std::int64_t own = last.switching ? 1 : 0;
@@ -390,7 +390,6 @@ status basic_freeze_gate<Platform>::freeze_wait() noexcept {
     }
     drain_.wait(no_drain);
   }
-  drain_.settle();
   return status::ok;
 }
 
@@ -404,7 +403,6 @@ bool basic_freeze_gate<Platform>::freeze_wait_until(time_point deadline) noexcep
       return false;
     }
   }
-  drain_.settle();
   return true;
 }
 

@@ -77,8 +77,8 @@ struct many_gates {
     if constexpr (is_checked<Platform>) {
       return gate.wait_for_sections();
     } else {
-      // [all.opens] acquire: as [wait.opens].
-      const std::uint32_t opens = gate.opens_.load(std::memory_order_acquire);
+      // [all.opens] relaxed: the quiesce in force, which the caller knows of, keeps it.
+      const std::uint32_t opens = gate.opens_.load(std::memory_order_relaxed);
       return gate.depth() > 0 ? gate.wait_for_sections(opens) : status::ok;
     }
   }

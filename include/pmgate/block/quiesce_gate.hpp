@@ -171,14 +171,13 @@ inline void basic_quiesce_gate<Platform>::end_dispatch() noexcept {
   end_shared();
 }
 
-/// Leaving the lock is the last touch: whoever concludes that nobody is inside takes the
-/// lock once before he acts on it.
+/// Leaving the lock is the last touch: the destructor takes it once.
 template <platform Platform>
 void basic_quiesce_gate<Platform>::end_shared() noexcept {
   chain ready;
   {
     const scoped_lock guard(lock_);
-    // [end.count] release: pairs with [wait.ended].
+    // [end.count] release: pairs with [wait.ended]; the lock orders it among its like.
     (void)ended_.fetch_add(1, std::memory_order_release);
     ended_.wake_all();
     take_ready(ready);
@@ -231,7 +230,6 @@ status basic_quiesce_gate<Platform>::wait_for_sections(std::uint32_t opens) noex
     }
     ended_.wait(ended);
   }
-  const scoped_lock guard(lock_);  // the last end_shared() has left it
   return status::ok;
 }
 
@@ -255,14 +253,14 @@ bool basic_quiesce_gate<Platform>::unquiesce() noexcept {
     // [unquiesce.depth] relaxed: only a quiesce in force says something: [quiesce.depth].
     depth_.store(before - 1, std::memory_order_relaxed);
     if (before != 1) return false;
-    // [open.count] release: pairs with [wait.opens]; before reopen().
+    // [open.count] release: pairs with [wait.opens]; the lock orders it. Before reopen().
     (void)opens_.fetch_add(1, std::memory_order_release);
     counter_.reopen();
     // An empty section, ended in the shared word: the sum stays, the word changes,
     // and who sleeps on it looks again.
     if (counter_.try_add(1)) {
-      // [open.poke] release: as [end.count].
-      (void)ended_.fetch_add(1, std::memory_order_release);
+      // [open.poke] relaxed: the lock orders it; nobody's end, so nothing to hand on.
+      (void)ended_.fetch_add(1, std::memory_order_relaxed);
       ended_.wake_all();
     }
     take_ready(ready);

@@ -92,8 +92,7 @@ template <platform Platform>
 void basic_freeze_gate<Platform>::let_drain(bool refused) noexcept {
   freeze_lock_.lock();
   std::intptr_t held = std::exchange(closers_, 0);
-  // [drain.depth] relaxed: the lock orders it.
-  if (refused && depth_.load(std::memory_order_relaxed) != 0) held += count().ask_in_place();
+  if (refused) held += count().ask_in_place();  // unless the count is alive again
   freeze_lock_.unlock();
   if (held != 0) count().put(held);
 }
@@ -140,7 +139,6 @@ template <platform Platform>
 void basic_freeze_gate<Platform>::await_drain() noexcept {
   // [thaw.drain] acquire: pairs with publish_add().
   while (drain_.load(std::memory_order_acquire) == no_drain) drain_.wait(no_drain);
-  drain_.settle();
 }
 
 // -- what lets enterers in
