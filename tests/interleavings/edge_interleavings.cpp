@@ -272,6 +272,19 @@ TEST_CASE("who resurrects a ref from zero sees what was done before the last put
                                  });
 }
 
+TEST_CASE("a snapshot is one of one moment") {
+  hold_on_all_models<shared_ref>(
+      "kill x snapshot", {.preemptions = 2},
+      [](auto& s) {
+        (void)s.ref.kill();
+        s.ref.put();
+      },
+      [](auto& s) {
+        const auto seen = s.ref.snapshot();
+        sim::expect(!(seen.dying && seen.percpu), "dying, and not switched");
+      });
+}
+
 TEST_CASE("a kill that is refused again and again counts everybody when it is granted") {
   hold_on_all_models<released_once>("put x refused kill x 3", {.preemptions = 2, .refused_graces = 2},
                                     write_and_put, [](auto& s) {

@@ -231,6 +231,19 @@ struct draining : gated<P> {
   }
 };
 
+/// Somebody inside; one waits for the drain, another cancels.
+template <class P>
+struct cancelled_by_other : entered_queued_at<P> {
+  bool cancelled = false;
+  void check() {
+    (void)this->gate.freeze_start();
+    this->gate.exit();
+    sim::expect(this->first.resumed() == (cancelled ? 0 : 1), "not resumed or cancelled once");
+    this->gate.unfreeze();
+    gated<P>::check();
+  }
+};
+
 /// A gate that goes with the resumption of its freezer.
 template <class P, int Inside>
 struct doomed_by_waiter {
@@ -419,7 +432,8 @@ struct weak_atomic : sim::atomic<T> {
   using base = sim::atomic<T>;
   using base::base;
   T exchange(T n, std::memory_order order) noexcept {
-    return base::exchange(n, order == std::memory_order_acq_rel ? Take : order);
+    const bool stack = std::is_same_v<T, std::uintptr_t>;
+    return base::exchange(n, stack && order == std::memory_order_acquire ? Take : order);
   }
   bool compare_exchange_weak(T& expected, T value, std::memory_order order,
                              std::memory_order failure) noexcept {
@@ -646,6 +660,29 @@ TEST_CASE("a freezer is cancelled while the drain comes and the freezes are undo
       });
 }
 
+TEST_CASE("a freezer is cancelled while the drain comes") {
+  hold_on_all_models<draining>(
+      "exit x cancel", {.preemptions = 2}, [](auto& s) { s.gate.exit(); },
+      [](auto& s) {
+        s.cancelled = s.gate.cancel(s.first);
+        s.gate.unfreeze();
+        s.gate.unfreeze();
+      });
+}
+
+TEST_CASE("who cancels for another sees what was done before the waiter was queued") {
+  hold_on_all_models<cancelled_by_other>(
+      "drained_or_wait x cancel by another", {.preemptions = 2},
+      [](auto& s) {
+        s.data.write(1);
+        (void)s.gate.drained_or_wait(s.first);
+      },
+      [](auto& s) {
+        s.cancelled = s.gate.cancel(s.first);
+        if (s.cancelled) (void)s.data.read();
+      });
+}
+
 TEST_CASE("a freezer queues while the drain is told of and undone") {
   hold_on_all_models<entered_queued_at>(
       "exit x freeze_or_wait, unfreeze x freeze, unfreeze", {.preemptions = 2},
@@ -725,11 +762,11 @@ TEST_CASE("a wait for sections says that its grace period was refused") {
 TEST_CASE("planted bugs are found") {
   constexpr auto relaxed = std::memory_order_relaxed;
   constexpr auto release = std::memory_order_release;
-  constexpr auto acq_rel = std::memory_order_acq_rel;
+  constexpr auto acquire = std::memory_order_acquire;
   const auto freeze_and_destroy = [](auto& s) {
     if (s.gate->freeze_or_wait(s.freezer) == status::ok) s.destroy();
   };
-  caught<doomed_by_one<weak_stack<relaxed, acq_rel>>>("a freezer queued without a release",
+  caught<doomed_by_one<weak_stack<relaxed, acquire>>>("a freezer queued without a release",
                                                       last_exit, freeze_and_destroy);
   caught<doomed_by_one<weak_stack<release, relaxed>>>("freezers taken without an acquire",
                                                       last_exit, freeze_and_destroy);
@@ -776,6 +813,13 @@ TEST_CASE("ranges in opposite orders, one grace period refused") {
 TEST_CASE("a batch whose grace period is refused has closed nothing") {
   hold_on_all_models<two_gates>("freeze_all x enter, refused",
                                 {.preemptions = 2, .refused_graces = 1}, freeze_forth, visit_b);
+  hold_on_all_models<two_gates>("enter x freeze_all of one, refused",
+                                {.preemptions = 1, .refused_graces = 1}, visit_b, [](auto& s) {
+                                  const std::array<decltype(&s.b), 1> one{&s.b};
+                                  if (pmgate::freeze_all(one) != status::ok) return;
+                                  s.data.write(1);
+                                  pmgate::unfreeze_all(one);
+                                });
 }
 
 TEST_CASE("sections of many gates are waited for with one grace period") {

@@ -85,15 +85,15 @@ class drain_waiters {
 
   /// Takes everybody, and nobody is added any more.
   [[nodiscard]] chain close() noexcept {
-    // [drain.close] acq_rel: acquire pairs with [drain.add]; release: whoever finds
-    // it closed ([drain.add] fails) sees what led to it.
-    return unstack(head_.exchange(closed, std::memory_order_acq_rel));
+    // [drain.close] acquire: pairs with [drain.add]. Whoever finds it closed waits for
+    // the drain itself before he acts on that.
+    return unstack(head_.exchange(closed, std::memory_order_acquire));
   }
 
   /// Whoever is added from now on waits for the next drain.
   void reopen() noexcept {
-    // [drain.reopen] release: pairs with [drain.look].
-    head_.store(nobody, std::memory_order_release);
+    // [drain.reopen] relaxed: whoever finds it closed takes the gate's lock and looks again.
+    head_.store(nobody, std::memory_order_relaxed);
   }
 
   /// Takes one out.
@@ -101,13 +101,13 @@ class drain_waiters {
   /// Returns: true if it was here. If the drain came meanwhile, those that were here
   /// with it are in `late` for the caller to resume.
   [[nodiscard]] bool cancel(waiter& which, chain& late) noexcept {
-    // [drain.cancel] acquire: pairs with [drain.add]. A close() keeps the head as it is.
-    std::uintptr_t seen = head_.load(std::memory_order_acquire);
+    // [drain.cancel] relaxed: a guess; [drain.take] decides.
+    std::uintptr_t seen = head_.load(std::memory_order_relaxed);
     do {
       if (!holds_waiters(seen)) return false;
-      // [drain.take] acquire: as [drain.cancel].
+      // [drain.take] acquire: pairs with [drain.add].
     } while (!head_.compare_exchange_weak(seen, nobody, std::memory_order_acquire,
-                                          std::memory_order_acquire));
+                                          std::memory_order_relaxed));
     chain others = unstack(seen);
     const bool found = others.contains(which);
     if (found) others.remove(which);
@@ -126,15 +126,15 @@ class drain_waiters {
 
   /// Puts a stack of waiters, top to bottom, onto the head.
   bool splice(waiter& top, waiter& bottom) noexcept {
-    // [drain.look] acquire: pairs with [drain.reopen] and [drain.close].
-    std::uintptr_t seen = head_.load(std::memory_order_acquire);
+    // [drain.look] relaxed: a guess; [drain.add] decides. The waiter below is not touched.
+    std::uintptr_t seen = head_.load(std::memory_order_relaxed);
     do {
       if (seen == closed) return false;
       bottom.next_ = waiter_at(seen);
-      // [drain.add] release: pairs with [drain.close] and [drain.cancel].
+      // [drain.add] release: pairs with [drain.close] and [drain.take].
     } while (!head_.compare_exchange_weak(seen, reinterpret_cast<std::uintptr_t>(&top),
                                           std::memory_order_release,
-                                          std::memory_order_acquire));
+                                          std::memory_order_relaxed));
     return true;
   }
   /// Returns: those that the drain has overtaken.
