@@ -97,7 +97,7 @@ std::vector<attempt> all_attempts() {
 }
 
 /// Schedules of each attempt, round by round: most mutants need few, some need many.
-constexpr std::uint64_t rounds[] = {30, 300};
+constexpr std::uint64_t rounds[] = {10, 60, 300};
 
 struct verdict {
   const attempt* by = nullptr;
