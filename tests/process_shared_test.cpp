@@ -21,6 +21,7 @@
 #include <doctest/doctest.h>
 
 #include <pmgate/block/freeze_gate.hpp>
+#include <pmgate/block/many_gates.hpp>
 #include <pmgate/block/quiesce_gate.hpp>
 #include <pmgate/platform/linux_shared.hpp>
 
@@ -258,6 +259,19 @@ void wait_at_gate(shared_memory& shared) {
   shared.door.exit();
 }
 
+/// As far as freeze_start_all() gets before it asks for the grace period of all.
+void close_and_pause(shared_memory& shared) {
+  bool closed_it = false;
+  if (pmgate::detail::many_gates::begin_freeze(shared.door, closed_it) != status::ok || !closed_it) {
+    shared.wrong.fetch_add(1, relaxed);
+  }
+  shared.inside.store(1, release);
+  while (!shared.stop.load(acquire)) std::this_thread::yield();
+  pmgate::detail::many_gates::let_drain(shared.door, false);
+  if (!shared.door.freeze_wait_until(late())) shared.wrong.fetch_add(1, relaxed);
+  shared.door.unfreeze();
+}
+
 void die_inside(shared_memory& shared) {
   if (shared.door.enter() != status::ok) shared.wrong.fetch_add(1, relaxed);
   ::_exit(0);
@@ -289,6 +303,7 @@ TEST_CASE("other: uses the gate" * doctest::skip()) { use_gate(find_memory()); }
 TEST_CASE("other: freezes the gate" * doctest::skip()) { freeze_gate_often(find_memory()); }
 TEST_CASE("other: dispatches" * doctest::skip()) { dispatch_until_stopped(find_memory()); }
 TEST_CASE("other: waits at the gate" * doctest::skip()) { wait_at_gate(find_memory()); }
+TEST_CASE("other: closes and pauses" * doctest::skip()) { close_and_pause(find_memory()); }
 TEST_CASE("other: dies inside" * doctest::skip()) { die_inside(find_memory()); }
 
 // -- the parts
@@ -444,6 +459,19 @@ TEST_CASE("who waits at a gate of another process is let in with what was done b
   CHECK(memory->guarded[1] == 1);
   CHECK(memory->wrong == 0);
   memory->door.unfreeze();
+}
+
+TEST_CASE("a switch that another process has begun is finished by this one") {
+  const owned_memory memory;
+  other_process other(memory, "other: closes and pauses");
+  while (memory->inside.load(acquire) == 0 && !other.ended()) std::this_thread::yield();
+
+  CHECK(memory->door.switch_to_atomic_sync());
+  CHECK_FALSE(memory->door.usage().snapshot().switching);
+
+  CHECK(other.finish() == 0);
+  CHECK(memory->wrong == 0);
+  CHECK(memory->door.depth() == 0);
 }
 
 TEST_CASE("a process that dies inside is waited for, until somebody leaves for it") {

@@ -275,6 +275,7 @@ bool ref_core<Platform, Owner>::collect(grace_batch& batch) noexcept {
   const scoped_lock guard(lock_);
   if (switch_ != stage::begun) return false;
   switch_ = stage::pending;
+  run = &grace_over;  // as in request_grace_period()
   batch.add(*this);
   return true;
 }
@@ -370,8 +371,11 @@ bool ref_core<Platform, Owner>::wait_for_switch(std::intptr_t& held) noexcept {
   return true;
 }
 
+/// Who asks says what to run: another process may have begun the switch, and has the
+/// function elsewhere.
 template <platform Platform, class Owner>
 bool ref_core<Platform, Owner>::request_grace_period() noexcept {
+  run = &grace_over;
   next = nullptr;  // alone, whatever batch it was in before
   return Platform::after_grace_period(*this);
 }
@@ -413,7 +417,6 @@ void ref_core<Platform, Owner>::wake_waiters() noexcept {
 template <platform Platform, class Owner>
 void ref_core<Platform, Owner>::begin_switch(confirm_fn confirm, stage first,
                                              std::intptr_t given) noexcept {
-  run = &grace_over;
   percpu_ = false;
   switch_ = first;
   confirm_ = confirm;
