@@ -1019,6 +1019,45 @@ TEST_CASE("where nobody else runs, a call that would wait reports it and returns
   CHECK(log.count() == 0);
 }
 
+TEST_CASE_TEMPLATE("who asked for a resume that is carried out at once gets in", P,
+                   ALL_PLATFORMS) {
+  misuse_log log;
+  basic_freeze_gate<P> g;
+  g.set_resume_request([](void* at) noexcept {
+    auto& gate = *static_cast<basic_freeze_gate<P>*>(at);
+    if (gate.pm_only() != 0) gate.clear_pm_only();
+  }, &g);
+  g.set_pm_only();
+
+  CHECK(g.enter() == status::ok);
+  CHECK(log.take() == 0);
+  g.set_pm_only();
+  CHECK(g.enter_until(P::now() + P::milliseconds(60'000)) == status::ok);
+
+  CHECK(log.count() == 0);
+  g.exit(2);
+}
+
+TEST_CASE("where nobody else runs, a resume that opens nothing is asked for and no more") {
+  misuse_log log;
+  basic_freeze_gate<single_platform> g;
+  int asked = 0;
+  struct context_type {
+    basic_freeze_gate<single_platform>& gate;
+    int& asked;
+  } context{g, asked};
+  g.set_resume_request([](void* at) noexcept {
+    ++static_cast<context_type*>(at)->asked;
+    static_cast<context_type*>(at)->gate.set_runtime_suspended(false);  // is not: no news
+  }, &context);
+  g.set_pm_only();
+
+  CHECK(g.enter() == status::again);
+
+  CHECK(asked == 1);
+  CHECK(log.take() == 1);
+}
+
 TEST_CASE_TEMPLATE("freeze_start tells who closed the gate", P, ALL_PLATFORMS) {
   const misuse_log log;
   basic_freeze_gate<P> g;

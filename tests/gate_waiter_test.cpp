@@ -672,6 +672,21 @@ TEST_CASE_TEMPLATE("a freezer whose freeze is undone waits for the next drain", 
   CHECK(log.count() == 0);
 }
 
+TEST_CASE_TEMPLATE("at a live gate that was left too often nobody waits for a drain", P,
+                   ALL_PLATFORMS) {
+  misuse_log log;
+  basic_freeze_gate<P> g(gate_start::atomic);
+  probe_waiter<P> late;
+  g.exit();  // of nobody; as in Linux the count is at zero now
+
+  CHECK(g.freeze_wait() == status::ok);
+  CHECK(g.drained_or_wait(late) == status::ok);
+
+  CHECK_FALSE(late.is_queued());
+  CHECK(late.resumed() == 0);
+  g.get();
+}
+
 TEST_CASE("a freeze that is refused queues nobody") {
   const misuse_log log;
   basic_freeze_gate<deferred_platform> g;

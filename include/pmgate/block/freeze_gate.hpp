@@ -353,6 +353,9 @@ inline status basic_freeze_gate<Platform>::enter(enter_flags flags) noexcept {
   if (try_enter(flags)) [[likely]] return status::ok;
   return enter_slow(flags, [this](std::uint32_t seen) {
     if constexpr (!Platform::can_block) {
+      // [enter.again] relaxed: one thread only. Whoever was asked for a resume may have
+      // opened the gate: as one who goes to sleep does, look again.
+      if (door_.load(std::memory_order_relaxed) != seen) return status::ok;
       Platform::misuse("enter() would wait for ever: there is one thread only");
       return status::again;
     }

@@ -235,14 +235,12 @@ void basic_freeze_gate<Platform>::clear_pm_only() noexcept {
 
 template <platform Platform>
 void basic_freeze_gate<Platform>::set_runtime_suspended(bool suspended) noexcept {
-  if (suspended) {
-    // [pm.suspended] relaxed: as [pm.set].
-    (void)pm_.fetch_or(suspended_bit, std::memory_order_relaxed);
-  } else {
-    // [pm.resumed] release: pairs with [enter.pm]; as [pm.clear].
-    (void)pm_.fetch_and(~suspended_bit, std::memory_order_release);
-  }
-  wake_door();
+  // [pm.suspended] relaxed: as [pm.set].
+  // [pm.resumed] release: pairs with [enter.pm]; as [pm.clear].
+  const std::uint32_t before = suspended
+                                   ? pm_.fetch_or(suspended_bit, std::memory_order_relaxed)
+                                   : pm_.fetch_and(~suspended_bit, std::memory_order_release);
+  if (((before & suspended_bit) != 0) != suspended) wake_door();
 }
 
 template <platform Platform>
@@ -319,8 +317,7 @@ status basic_freeze_gate<Platform>::queue_for_drain(waiter& queued) noexcept {
   queued.result_ = status::ok;
   while (!freezers_.add(queued)) {
     const scoped_lock guard(freeze_lock_);
-    // [queue.depth] relaxed: the lock orders it.
-    if (depth_.load(std::memory_order_relaxed) == 0) continue;
+    if (!freezers_.is_closed()) continue;  // undone meanwhile
     await_drain();
     queued.release();
     return status::ok;

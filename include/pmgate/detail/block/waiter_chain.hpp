@@ -80,7 +80,13 @@ class drain_waiters {
     return !holds_waiters(head_.load(std::memory_order_relaxed));
   }
 
-  /// Returns: false, and nothing is kept, from close() to reopen().
+  /// True from close() to reopen().
+  [[nodiscard]] bool is_closed() const noexcept {
+    // [drain.shut] relaxed: a look; who acts on it waits for the drain to be told of.
+    return head_.load(std::memory_order_relaxed) == closed;
+  }
+
+  /// Returns: false, and nothing is kept, while is_closed().
   [[nodiscard]] bool add(waiter& which) noexcept { return splice(which, which); }
 
   /// Takes everybody, and nobody is added any more.
