@@ -8,6 +8,7 @@
 #include <deque>
 #include <list>
 #include <memory>
+#include <thread>
 #include <vector>
 
 #include <doctest/doctest.h>
@@ -252,6 +253,62 @@ TEST_CASE("a freeze of another that nests on a batch that is refused gets its ow
   CHECK(other.resumed() == 1);
   g.a.unfreeze();
   CHECK(is_open(g.a));
+  CHECK(grace().broken_contracts() == 0);
+  CHECK(log.count() == 0);
+}
+
+TEST_CASE_TEMPLATE("a batch of another thread does not let a gate drain within this one's", P,
+                   THREADED_PLATFORMS) {
+  using pmgate::detail::many_gates;
+  const misuse_log log;
+  pair_of_gates<P> g;
+  probe_waiter<P> drained;
+  REQUIRE(g.a.drained_or_wait(drained) == status::in_progress);
+  pmgate::detail::grace_batch batch;
+  bool closed_it = false;
+  for (auto* gate : g.both) REQUIRE(many_gates::begin_freeze(*gate, closed_it) == status::ok);
+  for (auto* gate : g.both) CHECK(many_gates::collect(*gate, batch));
+
+  std::thread([&] {
+    CHECK(pmgate::freeze_start_all(g.both) == status::ok);
+    pmgate::unfreeze_all(g.both);
+  }).join();
+
+  CHECK(many_gates::template ask<P>(batch));
+  CHECK(drained.resumed() == 0);  // he may open the others: not before all is asked for
+  for (auto* gate : g.both) many_gates::let_drain(*gate, false);
+  CHECK(drained.resumed() == 1);
+  for (auto* gate : g.both) CHECK(gate->is_frozen());
+  pmgate::unfreeze_all(g.both);
+  for (auto* gate : g.both) CHECK(is_open(*gate));
+  CHECK(log.count() == 0);
+}
+
+TEST_CASE("a switch of a batch that was refused to somebody else is not taken for granted") {
+  const misuse_log log;
+  pair_of_gates<deferred_platform> g;
+  basic_freeze_gate<deferred_platform> others;
+  const std::array<basic_freeze_gate<deferred_platform>*, 3> gates{&g.a, &others, &g.b};
+  bool closed_it = false;
+  REQUIRE(pmgate::detail::many_gates::begin_freeze(others, closed_it) == status::ok);
+  bool refused = false;
+  testing::before_close() = [&] {
+    testing::before_close() = [&] {  // when b closes
+      grace().refuse(1);
+      g.a.switch_to_percpu();  // asks in place of the batch
+      refused = g.a.usage().snapshot().switching && grace().pending() == 0;
+      grace().serve_at_once(true);
+    };
+  };
+
+  CHECK(pmgate::freeze_start_all(gates) == status::not_permitted);
+
+  CHECK(refused);
+  CHECK(others.depth() == 1);
+  CHECK(g.a.depth() == 0);
+  CHECK(g.b.depth() == 0);
+  others.unfreeze();
+  for (auto* gate : gates) CHECK(is_open(*gate));
   CHECK(grace().broken_contracts() == 0);
   CHECK(log.count() == 0);
 }

@@ -301,7 +301,7 @@ class basic_freeze_gate
   atomic<bool> dying_{false};
   atomic<int> depth_{0};                          // written under freeze_lock_
   typename Platform::mutex freeze_lock_;          // depth and kill or resurrect: one step
-  int closers_ = 0;                               // references of batches that closed it
+  typename Platform::thread_id closer_{};         // whose batch closed it, and has a reference
   typename Platform::wait_word door_{0};          // counts what may let enterers in
   typename Platform::wait_word drain_{no_drain};  // whether the count reached zero
   typename Platform::mutex waiters_lock_;         // of what follows; taken inside freeze_lock_

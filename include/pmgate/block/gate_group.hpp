@@ -116,11 +116,11 @@ class basic_gate_group {
   void note_end() noexcept;
 
   mutable typename Platform::mutex lock_;  // of everything
-  typename Platform::wait_word ended_{0};  // counts pins and asks that ended
+  typename Platform::wait_word ended_{0};  // counts pins and starts that ended
   member* first_ = nullptr;
   int freezes_ = 0;
   int quiesces_ = 0;
-  int asks_ = 0;  // freeze_start() calls that wait for their grace period
+  int starts_ = 0;  // freeze_start() calls under way
 };
 
 using gate_group = basic_gate_group<default_platform>;
@@ -147,7 +147,7 @@ status basic_gate_group<Platform>::join(member& newcomer) noexcept {
 template <platform Platform>
 void basic_gate_group<Platform>::leave(member& leaver) noexcept {
   lock_.lock();
-  while (leaver.pins_ != 0 || asks_ != 0) {
+  while (leaver.pins_ != 0 || starts_ != 0) {
     if constexpr (!Platform::can_block) Platform::misuse("a gate leaves a group that is at it");
     // [leave.count] relaxed: the lock orders it; the word is only slept on.
     const std::uint32_t seen = ended_.load(std::memory_order_relaxed);
@@ -159,7 +159,6 @@ void basic_gate_group<Platform>::leave(member& leaver) noexcept {
   if (leaver.next_ != nullptr) leaver.next_->previous_ = leaver.previous_;
   lock_.unlock();
   for (; leaver.frozen_ > 0; --leaver.frozen_) leaver.door_->unfreeze();
-  if (leaver.door_ != nullptr) detail::many_gates::let_drain(*leaver.door_, true);
   for (; leaver.quiesced_ > 0; --leaver.quiesced_) (void)leaver.dispatch_->unquiesce();
 }
 
@@ -206,19 +205,19 @@ status basic_gate_group<Platform>::freeze_start() noexcept {
     ++at->frozen_;
     (void)many_gates::collect(*at->door_, batch);
   }
-  ++asks_;
+  ++starts_;  // until the end each member has its batch's reference: it does not leave
   lock_.unlock();
   if (!many_gates::ask<Platform>(batch)) result = status::not_permitted;
-  lock_.lock();
-  --asks_;
-  note_end();
-  lock_.unlock();
   if (result != status::ok) unfreeze();
   (void)visit_all([](member& at) { return at.door_ != nullptr; },
                   [result](member& at) {
                     many_gates::let_drain(*at.door_, result != status::ok);
                     return status::ok;
                   });
+  lock_.lock();
+  --starts_;
+  note_end();
+  lock_.unlock();
   return result;
 }
 

@@ -83,16 +83,16 @@ struct many_gates {
     }
   }
 
-  /// One grace period for all switches that begin_freeze() left `owed`.
+  /// One grace period for all switches that begin_freeze() left, of the `frozen` gates.
   template <class Range>
-  static bool take_grace_period(Range& gates, std::size_t owed) noexcept {
+  static bool take_grace_period(Range& gates, std::size_t frozen) noexcept {
     grace_batch batch;
     for (auto&& element : gates) {
-      if (collect(gate_of(element), batch)) --owed;
+      if (collect(gate_of(element), batch)) --frozen;
     }
     if (!ask_for(gates, batch)) return false;
-    if (owed == 0) return true;
-    for (auto&& element : gates) {  // somebody else asked for some, in our place
+    if (frozen == 0) return true;
+    for (auto&& element : gates) {  // somebody else asked for some, maybe in our place
       if (is_refused(gate_of(element))) return false;
     }
     return true;
@@ -128,17 +128,15 @@ status freeze_start_all(Range&& gates) noexcept {
   using detail::many_gates;
   status result = status::ok;
   std::size_t frozen = 0;  // by us
-  std::size_t owed = 0;    // a grace period, since it was us who closed them
   // Until it is asked for, whoever needs one of these switches to be over asks himself or
   // takes the switch back: so nobody waits for us while we wait for a lock.
   for (auto&& element : gates) {
-    bool closed_it = false;
-    result = many_gates::begin_freeze(many_gates::gate_of(element), closed_it);
+    bool ignored;
+    result = many_gates::begin_freeze(many_gates::gate_of(element), ignored);
     if (result != status::ok) break;
     ++frozen;
-    if (closed_it) ++owed;
   }
-  if (result == status::ok && !many_gates::take_grace_period(gates, owed)) {
+  if (result == status::ok && !many_gates::take_grace_period(gates, frozen)) {
     result = status::not_permitted;
   }
   if (result != status::ok) {

@@ -76,7 +76,7 @@ status basic_freeze_gate<Platform>::start_freeze(bool& closed_it, bool in_batch)
       reopen(after);
       result = status::not_permitted;
     } else if (in_batch) {
-      ++closers_;  // let_drain() puts it
+      closer_ = Platform::this_thread();  // let_drain() puts it
       return status::ok;
     }
   }
@@ -85,13 +85,18 @@ status basic_freeze_gate<Platform>::start_freeze(bool& closed_it, bool in_batch)
   return result;
 }
 
-/// The end of what in_batch has begun: puts the reference, unless another batch has done
-/// so for this one. Of a batch that was refused and has undone its freezes those of others
+/// The end of what in_batch has begun: puts the reference, if this batch closed the gate.
+/// Another batch's stays: it keeps the drain from coming about within that batch's grace
+/// period. Of a batch that was refused and has undone its freezes those of others
 /// may be left, who were told that all is well: they get a grace period of their own.
 template <platform Platform>
 void basic_freeze_gate<Platform>::let_drain(bool refused) noexcept {
   freeze_lock_.lock();
-  std::intptr_t held = std::exchange(closers_, 0);
+  std::intptr_t held = 0;
+  if (closer_ == Platform::this_thread()) {
+    closer_ = {};
+    ++held;
+  }
   if (refused) held += count().ask_in_place();  // unless the count is alive again
   freeze_lock_.unlock();
   if (held != 0) count().put(held);
@@ -115,6 +120,9 @@ void basic_freeze_gate<Platform>::undo_freeze(bool stay_atomic) noexcept {
     depth_.store(before - 1, std::memory_order_relaxed);
     if (before != 1) return;
     reopen(after);
+    if (std::exchange(closer_, {}) != typename Platform::thread_id{}) {
+      count().put();  // before let_drain(); alive, so not the last
+    }
   }
   finish(after);  // touches the gate only while it holds entries of its own
 }
