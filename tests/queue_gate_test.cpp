@@ -175,6 +175,9 @@ TEST_CASE("who must not sleep is told of the drain, to which the queue has contr
   CHECK(t.q.freeze_or_wait(waiter) == status::in_progress);
   CHECK(t.offered == 2);
   CHECK(waiter.times == 0);
+  CHECK(t.q.freeze_or_wait(waiter) == status::busy);  // reported, and no second freeze is left
+  CHECK(t.misuse.take() == 1);
+  CHECK(t.q.gate().depth() == 1);
   t.q.complete(t.a);
   CHECK(waiter.times == 1);
   CHECK(waiter.answer == status::ok);

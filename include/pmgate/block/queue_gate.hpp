@@ -158,7 +158,10 @@ status basic_queue_gate<Platform>::freeze_until(time_point deadline) noexcept {
 template <platform Platform>
 status basic_queue_gate<Platform>::freeze_or_wait(basic_gate_waiter<Platform>& queued) noexcept {
   const status started = freeze_start();
-  return started == status::ok ? gate_.drained_or_wait(queued) : started;
+  if (started != status::ok) return started;
+  const status answer = gate_.drained_or_wait(queued);
+  if (answer == status::busy) unfreeze();  // misuse: queued already
+  return answer;
 }
 
 template <platform Platform>
