@@ -47,6 +47,20 @@ namespace {
 constexpr enter_flags nowait = enter_flags::nowait;
 constexpr enter_flags pm = enter_flags::pm;
 
+/// What a user has whose request is a waiter and something else.
+struct task {
+  void run() noexcept { ++ran; }
+  task* next = nullptr;
+  int ran = 0;
+};
+template <class P>
+struct waiting_task : task, basic_gate_waiter<P> {
+  waiting_task() : basic_gate_waiter<P>(&resume) {}
+  static void resume(basic_gate_waiter<P>& self, status) noexcept {
+    static_cast<waiting_task&>(self).run();
+  }
+};
+
 }  // namespace
 
 #define ALL_PLATFORMS default_platform, portable_platform, single_platform
@@ -91,6 +105,22 @@ TEST_CASE_TEMPLATE("who waits at a frozen gate is resumed inside by the last unf
   g.exit();
   CHECK(g.is_frozen());
   g.unfreeze();
+  CHECK(log.count() == 0);
+}
+
+TEST_CASE_TEMPLATE("a request may be a waiter and something with a run() and a next", P,
+                   ALL_PLATFORMS) {
+  const misuse_log log;
+  basic_quiesce_gate<P> g;
+  waiting_task<P> mine;
+  REQUIRE(g.try_dispatch());
+  REQUIRE(g.quiesce_or_wait(mine) == status::in_progress);
+
+  g.end_dispatch();
+
+  CHECK(mine.ran == 1);
+  CHECK(mine.next == nullptr);
+  (void)g.unquiesce();
   CHECK(log.count() == 0);
 }
 

@@ -45,7 +45,7 @@ class basic_quiesce_gate;
 ///           in a call of it; a cancel() that comes too late is such a call.
 /// Misuse:   goes to Platform::misuse().
 template <platform Platform>
-class basic_gate_waiter : private grace_callback {
+class basic_gate_waiter {
  public:
   /// result: what the call that queued the waiter would have returned in the end.
   using resume_fn = void (*)(basic_gate_waiter& self, status result) noexcept;
@@ -69,6 +69,11 @@ class basic_gate_waiter : private grace_callback {
   friend basic_quiesce_gate<Platform>;
   friend detail::waiter_chain<Platform>;
   friend detail::drain_waiters<Platform>;
+
+  /// Not a base: whoever derives from the waiter may have a run() and a next of his own.
+  struct grace_request : grace_callback {
+    basic_gate_waiter* waiter = nullptr;
+  };
 
   /// False, and reported, if it is queued already.
   bool claim() noexcept {
@@ -98,6 +103,7 @@ class basic_gate_waiter : private grace_callback {
   bool at_door_ = false;
 
   // At a quiesce gate: which one, and how far its grace period is.
+  grace_request grace_;
   basic_quiesce_gate<Platform>* gate_ = nullptr;
   std::uint32_t opens_ = 0;
   bool closed_ = false;

@@ -297,8 +297,9 @@ status basic_quiesce_gate<Platform>::quiesced_or_wait(waiter& queued) noexcept
 /// the request returns is told by the return value.
 template <platform Platform>
 status basic_quiesce_gate<Platform>::queue_for_sections(waiter& queued) noexcept {
-  queued.run = &grace_over;
-  queued.next = nullptr;
+  queued.grace_.run = &grace_over;
+  queued.grace_.next = nullptr;
+  queued.grace_.waiter = &queued;
   queued.gate_ = this;
   queued.result_ = status::ok;
   queued.asking_ = true;
@@ -310,7 +311,7 @@ status basic_quiesce_gate<Platform>::queue_for_sections(waiter& queued) noexcept
     queued.closed_ = depth() > 0;
     waiters_.push_back(queued);
   }
-  const bool granted = Platform::after_grace_period(queued);
+  const bool granted = Platform::after_grace_period(queued.grace_);
   const scoped_lock guard(lock_);
   queued.asking_ = false;
   if (granted && !(queued.graced_ && is_over(queued))) return status::in_progress;
@@ -356,7 +357,7 @@ void basic_quiesce_gate<Platform>::take_ready(chain& ready) noexcept {
 
 template <platform Platform>
 void basic_quiesce_gate<Platform>::grace_over(grace_callback& done) noexcept {
-  waiter& queued = static_cast<waiter&>(done);
+  waiter& queued = *static_cast<typename waiter::grace_request&>(done).waiter;
   queued.gate_->note_grace(queued);
 }
 
