@@ -247,9 +247,8 @@ template <platform Platform, class Owner>
 void ref_core<Platform, Owner>::keep_atomic() noexcept {
   lock_.lock();
   if (allow_reinit_) force_atomic_ = true;
-  const bool legal = allow_reinit_;
   lock_.unlock();
-  if (!legal) Platform::misuse("keep_atomic() of a percpu_ref made without allow_reinit");
+  if (!allow_reinit_) Platform::misuse("keep_atomic() of a percpu_ref made without allow_reinit");
 }
 
 template <platform Platform, class Owner>
@@ -371,8 +370,7 @@ bool ref_core<Platform, Owner>::wait_for_switch(std::intptr_t& held) noexcept {
   return true;
 }
 
-/// Who asks says what to run: another process may have begun the switch, and has the
-/// function elsewhere.
+/// Who asks says what to run: another process, with other addresses, may have begun the switch.
 template <platform Platform, class Owner>
 bool ref_core<Platform, Owner>::request_grace_period() noexcept {
   run = &grace_over;
