@@ -145,6 +145,26 @@ TEST_CASE_TEMPLATE("1: a live gate lets in and out", P, ALL_PLATFORMS) {
   CHECK(log.count() == 0);
 }
 
+TEST_CASE_TEMPLATE("an exit too many is reported by the freeze, and has no effect after it", P,
+                   ALL_PLATFORMS) {
+  const misuse_log log;
+  basic_freeze_gate<P> g;
+
+  g.exit();
+  REQUIRE(g.freeze() == status::ok);
+  CHECK(log.count() == 1);
+  CHECK(g.is_frozen());
+  g.unfreeze();
+
+  REQUIRE(g.try_enter());
+  REQUIRE(g.freeze_start() == status::ok);
+  CHECK_FALSE(g.is_frozen());
+  g.exit();
+  CHECK(g.is_frozen());
+  g.unfreeze();
+  CHECK(log.count() == 1);
+}
+
 TEST_CASE_TEMPLATE("2: an idle gate freezes at once, refuses, and opens again", P, ALL_PLATFORMS) {
   const misuse_log log;
   basic_freeze_gate<P> g;

@@ -12,6 +12,7 @@
 #ifndef PMGATE_BLOCK_TAG_SET_HPP
 #define PMGATE_BLOCK_TAG_SET_HPP
 
+#include <atomic>
 #include <cstdint>
 #include <utility>
 
@@ -38,7 +39,8 @@ enum class tagset_quiesce : std::uint8_t {
 /// Tag set: tags for one queue or several.
 ///
 /// Lifetime: neither copyable nor movable; outlives its queues. A queue is not destroyed
-///           while somebody waits in a member of its set.
+///           while somebody waits in a member of its set, nor by a waiter that a member
+///           of the set resumes.
 /// Threads:  every member from any thread, beside anything that is done to one queue.
 /// Blocking: as each member says.
 /// Fairness: while a set has several queues, none holds more than an equal part of the
@@ -105,19 +107,27 @@ class basic_tag_set {
   queue_type* next(const queue_type* queue) noexcept;
   queue_type* next_included(queue_type* queue) noexcept;
 
-  /// The gates of all queues, as a range; the lock of the members is held.
-  class gates_locked {
+  /// The queues that were there at one moment, as a range of their gates. Each step takes
+  /// the lock; whoever is resumed by what is done to a gate may come back to the set.
+  /// From change() to end_change() no queue leaves.
+  class members_then {
    public:
-    explicit gates_locked(queue_type* first) noexcept : at_(first) {}
-    gates_locked begin() const noexcept { return *this; }
-    gates_locked end() const noexcept { return gates_locked(nullptr); }
+    members_then(basic_tag_set& set, queue_type* first, queue_type* last) noexcept
+        : set_(set), at_(first), last_(last) {}
+    members_then begin() const noexcept { return *this; }
+    members_then end() const noexcept { return members_then(set_, nullptr, nullptr); }
     auto& operator*() const noexcept { return at_->gate(); }
-    void operator++() noexcept { at_ = at_->next_in_set_; }
-    bool operator!=(const gates_locked& other) const noexcept { return at_ != other.at_; }
+    void operator++() noexcept { at_ = at_ != last_ ? set_.next(at_) : nullptr; }
+    bool operator!=(const members_then& other) const noexcept { return at_ != other.at_; }
+    queue_type& queue() const noexcept { return *at_; }
 
    private:
+    basic_tag_set& set_;
     queue_type* at_;
+    queue_type* last_;
   };
+  members_then change(int& in_force, int by) noexcept;
+  void end_change() noexcept;
   /// The dispatch sections of the queues that take part, as a range. Each step takes the
   /// lock: queues may join meanwhile.
   class sections {
@@ -143,6 +153,8 @@ class basic_tag_set {
   queue_type* last_ = nullptr;
   int quiesces_ = 0;  // in force on the whole set
   int freezes_ = 0;
+  int changes_ = 0;  // under way
+  typename Platform::wait_word changes_ended_{0};
 };
 
 using tag_set = basic_tag_set<default_platform>;
@@ -179,15 +191,28 @@ template <platform Platform>
 void basic_tag_set<Platform>::leave(queue_type& queue) noexcept {
   typename detail::tag_allocator<Platform>::heirs heirs;
   {
-    const scoped_lock members(members_lock_);
+    members_lock_.lock();
+    while (changes_ != 0) {
+      if constexpr (!Platform::can_block) {
+        Platform::misuse("a queue leaves a tag_set that is at it");
+        break;
+      }
+      // [leave.count] relaxed: the lock orders it; the word is only slept on.
+      const std::uint32_t seen = changes_ended_.load(std::memory_order_relaxed);
+      members_lock_.unlock();
+      changes_ended_.wait(seen);
+      members_lock_.lock();
+    }
     queue_type* before = nullptr;
     queue_type* each = first_;
     while (each != nullptr && each != &queue) before = std::exchange(each, each->next_in_set_);
-    if (each == nullptr) return;  // has left already
-    (before != nullptr ? before->next_in_set_ : first_) = queue.next_in_set_;
-    if (last_ == &queue) last_ = before;
-    const scoped_lock guard(lock_);
-    tags_.remove_queue(heirs);
+    if (each != nullptr) {  // else it has left already
+      (before != nullptr ? before->next_in_set_ : first_) = queue.next_in_set_;
+      if (last_ == &queue) last_ = before;
+      const scoped_lock guard(lock_);
+      tags_.remove_queue(heirs);
+    }
+    members_lock_.unlock();
   }
   heirs.tell();
 }
@@ -230,11 +255,11 @@ status basic_tag_set<Platform>::wait_quiesced() noexcept {
 
 template <platform Platform>
 void basic_tag_set<Platform>::unquiesce() noexcept {
-  const scoped_lock members(members_lock_);
-  if (quiesces_ > 0) --quiesces_;
-  for (queue_type* each = first_; each != nullptr; each = each->next_in_set_) {
-    if (each->in_tagset_quiesce()) each->unquiesce();
+  const members_then queues = change(quiesces_, -1);
+  for (members_then each = queues.begin(); each != queues.end(); ++each) {
+    if (each.queue().in_tagset_quiesce()) each.queue().unquiesce();
   }
+  end_change();
 }
 
 // -- entry
@@ -245,14 +270,41 @@ status basic_tag_set<Platform>::freeze() noexcept {
   return started == status::ok ? freeze_wait() : started;
 }
 
+/// Those who join from then on are born with what is in force, or without it.
+/// Returns: the queues that were members at that moment.
+template <platform Platform>
+auto basic_tag_set<Platform>::change(int& in_force, int by) noexcept -> members_then {
+  const scoped_lock members(members_lock_);
+  if (in_force + by >= 0) in_force += by;
+  ++changes_;
+  return {*this, first_, last_};
+}
+
+/// Lets leavers look again.
+template <platform Platform>
+void basic_tag_set<Platform>::end_change() noexcept {
+  const scoped_lock members(members_lock_);
+  --changes_;
+  // [change.count] relaxed: the lock orders it.
+  (void)changes_ended_.fetch_add(1, std::memory_order_relaxed);
+  changes_ended_.wake_all();
+}
+
 template <platform Platform>
 status basic_tag_set<Platform>::freeze_start() noexcept {
-  const scoped_lock members(members_lock_);
-  const status started = freeze_start_all(gates_locked(first_));
-  if (started != status::ok) return started;
-  ++freezes_;
-  for (queue_type* each = first_; each != nullptr; each = each->next_in_set_) each->run(true);
-  return status::ok;
+  const members_then queues = change(freezes_, 1);
+  const status started = freeze_start_all(queues);
+  if (started == status::ok) {
+    for (members_then each = queues.begin(); each != queues.end(); ++each) each.queue().run(true);
+    end_change();
+    return status::ok;
+  }
+  members_then since = change(freezes_, -1);  // of them: those who were born frozen since
+  for (members_then each = queues.begin(); each != queues.end(); ++each) ++since;
+  for (auto& gate : since) gate.unfreeze();
+  end_change();
+  end_change();
+  return started;
 }
 
 template <platform Platform>
@@ -266,9 +318,8 @@ status basic_tag_set<Platform>::freeze_wait() noexcept {
 
 template <platform Platform>
 void basic_tag_set<Platform>::unfreeze() noexcept {
-  const scoped_lock members(members_lock_);
-  if (freezes_ > 0) --freezes_;
-  unfreeze_all(gates_locked(first_));
+  unfreeze_all(change(freezes_, -1));
+  end_change();
 }
 
 }  // namespace pmgate

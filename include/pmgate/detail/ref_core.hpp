@@ -14,26 +14,12 @@
 #include <atomic>
 #include <cstdint>
 
+#include <pmgate/detail/grace_batch.hpp>
 #include <pmgate/detail/ref_word.hpp>
 #include <pmgate/percpu_ref_types.hpp>
 #include <pmgate/platform/concept.hpp>
 
 namespace pmgate::detail {
-
-/// Grace-period requests to be served together, in order.
-class grace_batch {
- public:
-  void add(grace_callback& request) noexcept {
-    request.next = nullptr;
-    *last_ = &request;
-    last_ = &request.next;
-  }
-  [[nodiscard]] grace_callback* first() const noexcept { return first_; }
-
- private:
-  grace_callback* first_ = nullptr;
-  grace_callback** last_ = &first_;
-};
 
 /// What percpu_ref.hpp documents, for an Owner that derives from it.
 ///
@@ -76,6 +62,9 @@ class ref_core : private grace_callback {
   /// Precondition: not dying.
   /// Returns: as kill(); the caller has the reference also if it was refused.
   bool kill_held(bool in_batch) noexcept;
+
+  /// Puts that reference. One that an exit too many has put is reported, and not missed.
+  void put_held() noexcept;
 
   /// Adds the request of a kill_held() to the batch.
   ///
@@ -209,6 +198,14 @@ bool ref_core<Platform, Owner>::kill_held(bool in_batch) noexcept {
   lock_.lock();
   word_.mark_dying_and_get();
   return choose_mode(nullptr, 1, in_batch ? stage::begun : stage::pending);
+}
+
+template <platform Platform, class Owner>
+void ref_core<Platform, Owner>::put_held() noexcept {
+  if (counter_.try_add(-1)) return;
+  bool last = false;
+  if (!word_.try_put(last)) Platform::misuse("percpu_ref: more references were put than taken");
+  if (last) owner().on_zero();
 }
 
 template <platform Platform, class Owner>

@@ -54,6 +54,20 @@ class ref_word {
     return n != 0 && at_zero(old - units(n));
   }
 
+  /// put() of one reference that is known to be there, unless somebody put one too many.
+  /// Returns: false, and nothing changed, if none is left; last: as put().
+  [[nodiscard]] bool try_put(bool& last) noexcept {
+    // [held.guess] relaxed: a guess; [held.put] decides.
+    std::uint64_t seen = word_.load(std::memory_order_relaxed);
+    do {
+      if (at_zero(seen)) return false;
+      // [held.put] acq_rel: as [put.shared].
+    } while (!word_.compare_exchange_weak(seen, seen - one, std::memory_order_acq_rel,
+                                          std::memory_order_relaxed));
+    last = at_zero(seen - one);
+    return true;
+  }
+
   void mark_dying() noexcept {
     // [kill.mark] relaxed: nobody is told anything by it. Who comes later on the word finds
     // it there ([try_get.commit] compares the word as it is); what the killer did before is
@@ -72,8 +86,8 @@ class ref_word {
   /// Returns: true if the count was zero.
   bool revive() noexcept {
     // [revive.word] acq_rel: release pairs with [try_get.commit]; acquire pairs with
-    // [put.shared], for who is told that the count was zero. Adding one to the word clears the dying bit, which is set, and
-    // carries into the count: both in one step.
+    // [put.shared], for who is told that the count was zero. Adding one to the word clears
+    // the dying bit, which is set, and carries into the count: both in one step.
     return at_zero(word_.fetch_add(one - dying_bit, std::memory_order_acq_rel));
   }
 

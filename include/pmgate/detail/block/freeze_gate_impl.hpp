@@ -80,7 +80,7 @@ status basic_freeze_gate<Platform>::start_freeze(bool& closed_it, bool in_batch)
       return status::ok;
     }
   }
-  count().put();  // from here the gate may be gone
+  count().put_held();  // from here the gate may be gone
   finish(after);
   return result;
 }
@@ -92,14 +92,12 @@ status basic_freeze_gate<Platform>::start_freeze(bool& closed_it, bool in_batch)
 template <platform Platform>
 void basic_freeze_gate<Platform>::let_drain(bool refused) noexcept {
   freeze_lock_.lock();
-  std::intptr_t held = 0;
-  if (closer_ == Platform::this_thread()) {
-    closer_ = {};
-    ++held;
-  }
-  if (refused) held += count().ask_in_place();  // unless the count is alive again
+  const bool closer = closer_ == Platform::this_thread();
+  if (closer) closer_ = {};
+  const std::intptr_t held = refused ? count().ask_in_place() : 0;  // none if alive again
   freeze_lock_.unlock();
   if (held != 0) count().put(held);
+  if (closer) count().put_held();
 }
 
 /// Depth and resurrect are one step: with the depth alone a kill and a resurrect of
