@@ -334,9 +334,9 @@ basic_freeze_gate<Platform>::~basic_freeze_gate() {
 template <platform Platform>
 inline bool basic_freeze_gate<Platform>::try_enter(enter_flags flags) noexcept {
   if (!count().try_get_live()) return false;
-  // [enter.pm] acquire: pairs with [pm.clear] and [pm.resumed]. Read after the reference was taken: either
-  // the freeze that follows a set_pm_only() waits for this reference, or the
-  // reference was taken after that freeze was undone and the value is seen.
+  // [enter.pm] acquire: pairs with [pm.clear] and [pm.resumed]. Read after the reference
+  // was taken: either the freeze that follows a set_pm_only() waits for this reference, or
+  // the reference was taken after that freeze was undone and the value is seen.
   const std::uint32_t pm = pm_.load(std::memory_order_acquire);
   if (passes(pm, flags)) [[likely]] return true;
   return refuse();
