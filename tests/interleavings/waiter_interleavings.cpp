@@ -553,18 +553,18 @@ TEST_CASE("a waiter that has been resumed says so, and may be queued again") {
 }
 
 TEST_CASE("a wait for a drain is cancelled once, and a gate that has drained is not opened by it") {
-  hold_on_all_models<entered_queued_at>("cancel before and after the drain", {.preemptions = 1},
-                                        [](auto& s) {
-    (void)s.gate.freeze_start();
-    sim::expect(!s.gate.cancel(s.first), "cancelled, and not queued");
-    sim::expect(s.gate.drained_or_wait(s.first) == status::in_progress, "drained too early");
-    sim::expect(s.gate.cancel(s.first), "queued, and not cancelled");
-    s.gate.exit();
-    (void)s.gate.freeze_wait();
-    sim::expect(!s.gate.cancel(s.first), "cancelled, and not queued");
-    sim::expect(s.gate.drained_or_wait(s.first) == status::ok, "has drained, and says no");
-    s.gate.unfreeze();
-  });
+  hold_on_all_models<entered_queued_at>(
+      "cancel before and after the drain", {.preemptions = 1}, [](auto& s) {
+        (void)s.gate.freeze_start();
+        sim::expect(!s.gate.cancel(s.first), "cancelled, and not queued");
+        sim::expect(s.gate.drained_or_wait(s.first) == status::in_progress, "drained too early");
+        sim::expect(s.gate.cancel(s.first), "queued, and not cancelled");
+        s.gate.exit();
+        (void)s.gate.freeze_wait();
+        sim::expect(!s.gate.cancel(s.first), "cancelled, and not queued");
+        sim::expect(s.gate.drained_or_wait(s.first) == status::ok, "has drained, and says no");
+        s.gate.unfreeze();
+      });
 }
 
 TEST_CASE("who waits for a drain that is undone meanwhile waits for the next one") {
@@ -674,8 +674,8 @@ TEST_CASE("a freezer is cancelled while the drain comes and the freezes are undo
 
 TEST_CASE("a freezer is cancelled while the drain comes") {
   hold_on_all_models<alone_at_drain>(
-      "cancel x exit", {.preemptions = 2},
-      [](auto& s) { s.cancelled = s.gate.cancel(s.first); }, [](auto& s) { s.gate.exit(); });
+      "cancel x exit", {.preemptions = 2}, [](auto& s) { s.cancelled = s.gate.cancel(s.first); },
+      [](auto& s) { s.gate.exit(); });
 }
 
 TEST_CASE("who cancels for another sees what was done before the waiter was queued") {
