@@ -46,6 +46,7 @@ ELSEWHERE = ["block/checked_gates.hpp", "block/queue_gate.hpp",
 
 # Operations that are no part of what is tested, and why.
 SPARED = {"alone.state": "outside of an exploration",
+          "enter.again": "where a platform cannot block; the simulated one can",
           "embed.shard": "for counters that processes share; no scenario does"}
 
 # Mutants that are slower, not wrong, and are not made.
