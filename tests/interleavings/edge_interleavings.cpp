@@ -4,12 +4,14 @@
 //
 // Small scenarios beside the large ones of each room: each passes something through one
 // edge that the others do not need. They are what the mutation gate asked for.
+#include <array>
 #include <atomic>
 #include <optional>
 
 #include <doctest/doctest.h>
 
 #include <pmgate/block/freeze_gate.hpp>
+#include <pmgate/block/many_gates.hpp>
 #include <pmgate/block/quiesce_gate.hpp>
 #include <pmgate/percpu_ref.hpp>
 
@@ -258,6 +260,20 @@ TEST_CASE("a wait for a quiesce that is undone ends, whatever sections come and 
         s.gate.unquiesce();
       },
       [](auto& s) { (void)s.gate.wait_quiesced(); },
+      [](auto& s) {
+        if (!s.gate.try_dispatch()) return;
+        s.gate.end_dispatch();
+      });
+  hold_on_all_models<sectioned>(
+      "quiesce_nowait, unquiesce x wait of a range x dispatch", {.preemptions = 2},
+      [](auto& s) {
+        s.gate.quiesce_nowait();
+        s.gate.unquiesce();
+      },
+      [](auto& s) {
+        const std::array range{&s.gate};
+        (void)pmgate::wait_quiesced_all(range);
+      },
       [](auto& s) {
         if (!s.gate.try_dispatch()) return;
         s.gate.end_dispatch();

@@ -77,8 +77,9 @@ struct many_gates {
     if constexpr (is_checked<Platform>) {
       return gate.wait_for_sections();
     } else {
-      // [all.opens] relaxed: the quiesce in force, which the caller knows of, keeps it.
-      const std::uint32_t opens = gate.opens_.load(std::memory_order_relaxed);
+      // [all.opens] acquire: pairs with [open.count]: who sees that it was opened again sees
+      // the depth of then, and does not wait for sections that end without telling.
+      const std::uint32_t opens = gate.opens_.load(std::memory_order_acquire);
       return gate.depth() > 0 ? gate.wait_for_sections(opens) : status::ok;
     }
   }

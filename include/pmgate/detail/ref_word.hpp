@@ -61,8 +61,9 @@ class ref_word {
     std::uint64_t seen = word_.load(std::memory_order_relaxed);
     do {
       if (at_zero(seen)) return false;
-      // [held.put] acq_rel: as [put.shared].
-    } while (!word_.compare_exchange_weak(seen, seen - one, std::memory_order_acq_rel,
+      // [held.put] acquire: pairs with [put.shared], for who is the last. What the caller did
+      // is handed on by the lock under which he killed.
+    } while (!word_.compare_exchange_weak(seen, seen - one, std::memory_order_acquire,
                                           std::memory_order_relaxed));
     last = at_zero(seen - one);
     return true;
