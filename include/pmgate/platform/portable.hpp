@@ -23,6 +23,17 @@
 #include <pmgate/platform/concept.hpp>
 #include <pmgate/platform/sharded_counter.hpp>
 
+#if defined(__SANITIZE_THREAD__)
+#define PMGATE_DETAIL_TSAN 1
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define PMGATE_DETAIL_TSAN 1
+#endif
+#endif
+#if defined(PMGATE_DETAIL_TSAN)
+extern "C" void __tsan_mutex_destroy(void* address, unsigned flags);
+#endif
+
 namespace pmgate {
 namespace detail {
 
@@ -38,6 +49,18 @@ struct portable_machine {
   static std::size_t shard_hint() noexcept { return own_thread_number(); }
 };
 
+/// A std::mutex whose end ThreadSanitizer is told of: it knows mutexes by their addresses,
+/// and nobody else tells it that the next one there is another.
+class told_mutex : public std::mutex {
+ public:
+  told_mutex() noexcept = default;
+#if defined(PMGATE_DETAIL_TSAN)
+  ~told_mutex() { __tsan_mutex_destroy(this, 0); }
+#endif
+  told_mutex(const told_mutex&) = delete;
+  told_mutex& operator=(const told_mutex&) = delete;
+};
+
 /// std::mutex, noexcept: locking one's own unlocked mutex does not fail.
 class portable_mutex {
  public:
@@ -45,7 +68,7 @@ class portable_mutex {
   void unlock() noexcept { mutex_.unlock(); }
 
  private:
-  std::mutex mutex_;
+  told_mutex mutex_;
 };
 
 /// An atomic word with the mutex and the condition its sleepers need.
@@ -76,28 +99,28 @@ class portable_wait_word {
   }
 
   void wait(std::uint32_t old) noexcept {
-    std::unique_lock lock(mutex_);
+    std::unique_lock<std::mutex> lock(mutex_);
     while (same(old)) changed_.wait(lock);
   }
   bool wait_until(std::uint32_t old, std::chrono::steady_clock::time_point deadline) noexcept {
-    std::unique_lock lock(mutex_);
+    std::unique_lock<std::mutex> lock(mutex_);
     while (same(old)) {
       if (changed_.wait_until(lock, deadline) == std::cv_status::timeout) return !same(old);
     }
     return true;
   }
   void wake_all() noexcept {
-    const std::scoped_lock lock(mutex_);
+    const std::scoped_lock<std::mutex> lock(mutex_);
     changed_.notify_all();
   }
   void publish_add(std::uint32_t n) noexcept {
-    const std::scoped_lock lock(mutex_);
+    const std::scoped_lock<std::mutex> lock(mutex_);
     // [word.publish] acq_rel: release pairs with the load of whoever acts on the sum;
     // acquire chains earlier publishers.
     (void)word_.fetch_add(n, std::memory_order_acq_rel);
     changed_.notify_all();
   }
-  void settle() noexcept { const std::scoped_lock lock(mutex_); }
+  void settle() noexcept { const std::scoped_lock<std::mutex> lock(mutex_); }
 
  private:
   static constexpr std::uint32_t values = (std::uint32_t{1} << 31) - 1;
@@ -108,7 +131,7 @@ class portable_wait_word {
   }
 
   std::atomic<std::uint32_t> word_;
-  std::mutex mutex_;
+  told_mutex mutex_;
   std::condition_variable changed_;
 };
 
@@ -147,5 +170,7 @@ struct portable_platform {
 static_assert(platform<portable_platform>);
 
 }  // namespace pmgate
+
+#undef PMGATE_DETAIL_TSAN
 
 #endif  // PMGATE_PLATFORM_PORTABLE_HPP
