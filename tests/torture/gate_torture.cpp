@@ -3,7 +3,7 @@
 // gate_torture.cpp - many threads at one freeze gate, and a history checker.
 //
 // Usage:  gate_torture [--seconds N] [--enters N] [--freezes N] [--threads N]
-//                      [--platform linux|portable] [--seed N]
+//                      [--rest N] [--platform linux|portable] [--seed N]
 // Prints: counts of enters, freezes and violations. Exit status 1 on any violation.
 //
 // The history that is checked: no entry overlaps a frozen interval. Who enters says
@@ -45,6 +45,7 @@ struct options {
   std::uint64_t enters = 0;   // at least so many,
   std::uint64_t freezes = 0;  // and so many, however long it takes
   std::int64_t threads = 4;
+  std::int64_t rest = 5000;
   std::uint64_t seed = 1;
   bool portable = false;
 };
@@ -256,7 +257,10 @@ class torture {
       end_use();
       empty_all_boxes();
       // Now and then the freezers have the CPUs to themselves.
-      if (random(2) == 0) std::this_thread::sleep_for(std::chrono::microseconds(random(5000)));
+      if (options_.rest > 0 && random(2) == 0) {
+        std::this_thread::sleep_for(
+            std::chrono::microseconds(random(static_cast<std::uint64_t>(options_.rest))));
+      }
       total.enters.fetch_add(std::exchange(enters, 0), std::memory_order_relaxed);
       total.refusals.fetch_add(std::exchange(refusals, 0), std::memory_order_relaxed);
     }
@@ -306,7 +310,7 @@ class torture {
     const auto idle = [this] { make_way(); };
     while (!stop_.load(std::memory_order_relaxed)) {
       if (!begin_use()) {
-        std::this_thread::yield();
+        make_way();
         continue;
       }
       const std::uint64_t how = random(16);
@@ -347,7 +351,7 @@ class torture {
     random_numbers random(options_.seed + number);
     while (!stop_.load(std::memory_order_relaxed)) {
       if (!begin_use()) {
-        std::this_thread::yield();
+        make_way();
         continue;
       }
       gate_->set_pm_only();
@@ -411,11 +415,13 @@ class torture {
 void usage(std::FILE* to) {
   std::fputs(
       "usage: gate_torture [--seconds N] [--enters N] [--freezes N] [--threads N]\n"
-      "                    [--platform linux|portable] [--seed N]\n"
+      "                    [--rest N] [--platform linux|portable] [--seed N]\n"
       "  --seconds N    how long at least (default 3)\n"
       "  --enters N     how many entries at least (default 0)\n"
       "  --freezes N    how many freezes at least (default 0)\n"
       "  --threads N    how many threads enter and leave (default 4)\n"
+      "  --rest N       they rest up to N microseconds now and then, which leaves the\n"
+      "                 CPUs to who freezes (default 5000; 0: never)\n"
       "  --platform P   linux (the default where there is one) or portable\n"
       "  --seed N       for the random stutter (default 1)\n"
       "Exit status: 0 without violations, 1 with, 2 for bad arguments.\n",
@@ -442,6 +448,8 @@ bool parse(const std::vector<std::string_view>& arguments, options& wanted) {
       if (!parse(value, wanted.freezes)) return false;
     } else if (name == "--threads") {
       if (!parse(value, wanted.threads) || wanted.threads < 1) return false;
+    } else if (name == "--rest") {
+      if (!parse(value, wanted.rest) || wanted.rest < 0) return false;
     } else if (name == "--seed") {
       if (!parse(value, wanted.seed)) return false;
     } else if (name == "--platform" && (value == "linux" || value == "portable")) {
