@@ -40,6 +40,7 @@ class pmgate::basic_freeze_gate<ungated_platform> {
   void exit(std::intptr_t = 1) noexcept {}
   void switch_to_percpu() noexcept {}
   status freeze_start() noexcept { return status::ok; }
+  status freeze_start_non_owner() noexcept { return status::ok; }
   status freeze_start(bool& closed_it) noexcept {
     closed_it = false;
     return status::ok;
