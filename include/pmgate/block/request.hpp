@@ -94,6 +94,8 @@ class basic_request {
   [[nodiscard]] request_kind kind() const noexcept { return kind_; }
   /// True if it was let in as a power-management request.  Kernel: RQF_PM.
   [[nodiscard]] bool is_pm() const noexcept { return pm_; }
+  /// True while it is its user's: neither allocated nor on its way.
+  [[nodiscard]] bool is_idle() const noexcept { return place_ == place::user; }
   /// What it was completed with.
   [[nodiscard]] status result() const noexcept { return result_; }
 

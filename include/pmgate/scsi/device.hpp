@@ -215,7 +215,7 @@ class basic_device {
   dispatch_status send(command_type& item) noexcept;
   dispatch_status hand_over(command_type& item) noexcept;
   void finish(command_type& item, int result_word, status outcome = status::ok) noexcept;
-  status prepare(command_type& item, command_flags flags) noexcept;
+  enter_flags prepare(command_type& item, command_flags flags) noexcept;
   status change_state(device_state to) noexcept;
   void assign_state(device_state to) noexcept;
   void start_queue() noexcept;

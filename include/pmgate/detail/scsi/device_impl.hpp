@@ -20,36 +20,34 @@ namespace pmgate::scsi {
 
 // -- commands
 
-/// Enters and fills in the command. Before 5.11 what is special passes as PM does now.
+/// Fills in the command.  Returns: how it enters. Before 5.11 what is special passes as PM
+/// does now.
 template <platform Platform>
-status basic_device<Platform>::prepare(command_type& item, command_flags flags) noexcept {
+enter_flags basic_device<Platform>::prepare(command_type& item, command_flags flags) noexcept {
   const bool special_passes = host_.generation() != newest;
   const bool privileged =
       has(flags, command_flags::pm) || (special_passes && has(flags, command_flags::special));
   enter_flags entry = enter_flags::none;
   if (privileged) entry = entry | enter_flags::pm;
   if (has(flags, command_flags::nowait)) entry = entry | enter_flags::nowait;
-  const status entered = queue_.alloc(item, entry);
-  if (entered != status::ok) return entered;
+  if (!item.is_idle()) return entry;  // misuse, which the queue refuses
   item.device_ = this;
   item.result_word_ = 0;
   item.retry_after_reset_ = has(flags, command_flags::retry_after_reset);
   item.fail_if_recovering_ = has(flags, command_flags::fail_if_recovering);
-  return status::ok;
+  return entry;
 }
 
 template <platform Platform>
 status basic_device<Platform>::execute(command_type& item, command_flags flags) noexcept {
-  const status entered = prepare(item, flags);
+  const status entered = queue_.alloc(item, prepare(item, flags));
   if (entered != status::ok) return entered;
   return queue_.execute(item, true) == status::again ? status::again : status::ok;
 }
 
 template <platform Platform>
 status basic_device<Platform>::submit(command_type& item, command_flags flags) noexcept {
-  const status entered = prepare(item, flags);
-  if (entered == status::ok) queue_.execute_nowait(item);
-  return entered;
+  return queue_.submit(item, prepare(item, flags));
 }
 
 /// Who waits for room is told before the command ends: afterwards the host may be gone.
