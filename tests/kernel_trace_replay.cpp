@@ -145,7 +145,7 @@ class world {
   std::map<std::string, std::string> pending_;  // the results of those who are in an operation
 };
 
-/// Departure no-reinit-no-return: drops what concerns refs that are not compared.
+/// Misuse no-reinit-no-return: drops what concerns refs that are not compared.
 class filter {
  public:
   void begin(const window& w, const ref_room& refs) {
@@ -245,10 +245,16 @@ std::string replay_file(const std::string& file, const std::set<std::size_t>& un
   return text;
 }
 
+void print(const char* indent, const departure& which) {
+  std::printf("%s%.*s: %.*s\n", indent, static_cast<int>(which.name.size()), which.name.data(),
+              static_cast<int>(which.reason.size()), which.reason.data());
+}
+
 int print_departures() {
-  for (const auto& [name, reason] : departures) {
-    std::printf("%.*s: %.*s\n", static_cast<int>(name.size()), name.data(),
-                static_cast<int>(reason.size()), reason.data());
+  for (const departure& rule : departures) {
+    print("", rule);
+    if (rule.name != "misuse") continue;
+    for (const departure& one : misuses) print("  ", one);
   }
   return 0;
 }

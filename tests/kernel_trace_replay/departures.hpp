@@ -23,32 +23,11 @@ struct departure {
   std::string_view reason;
 };
 
-inline constexpr std::array<departure, 11> departures = {{
-    {"warn-once",
-     "The kernel warns once per place, the library reports each time: repeated reports of a "
-     "place are not compared."},
-    {"second-kill",
-     "The kernel warns, confirms and drops a reference that the caller does not own; kill() "
-     "reports and drops nothing. The replayer confirms and puts the reference."},
-    {"resurrect-live",
-     "The kernel warns and leaks a reference into a live ref; resurrect() reports and takes "
-     "none. The replayer takes it."},
-    {"put-nothing",
-     "The kernel releases a released ref again when 0 references are put; put(0) does nothing. "
-     "The replayer notes the release."},
-    {"no-reinit-no-return",
-     "A ref made without allow_reinit is marked dead behind the back of who switches it, or "
-     "comes back half dead; the library reports and refuses. From there to its exit the ref is "
-     "not compared."},
-    {"unfreeze-balanced",
-     "The kernel's freeze depth goes to -1, and the next freeze closes nothing; unfreeze() "
-     "reports and leaves 0. The replayer counts the debt, and lets it eat the next freezes."},
-    {"pm-only-balanced",
-     "The kernel's pm_only goes to -1, which closes the gate; clear_pm_only() reports and leaves "
-     "0. The replayer counts the debt, and raises pm_only while there is any."},
-    {"suspend-once",
-     "The kernel warns of a suspend check of a device that is not active, and raises pm_only once "
-     "more; pre_runtime_suspend() reports and changes nothing. The replayer raises pm_only."},
+inline constexpr std::array<departure, 4> departures = {{
+    {"misuse",
+     "The kernel warns of misuse, once per place, and goes on broken; the library reports it "
+     "each time, and nothing changes. Repeated reports are not compared, and the replayer does "
+     "by the public interface what the kernel's mistake has done:"},
     {"status-wakes",
      "The kernel wakes nobody when rpm_status changes, so that a PM request sleeps on although it "
      "may pass; the library wakes everybody who waits. The replayer withholds these wake-ups."},
@@ -61,6 +40,25 @@ inline constexpr std::array<departure, 11> departures = {{
      "timed runs depends on the clock: events of different devices have no order."},
 }};
 
+/// The cases of departure misuse: what the kernel has done, and how it is made up for.
+inline constexpr std::array<departure, 7> misuses = {{
+    {"second-kill",
+     "a kill() too many confirms, and drops a reference of somebody else: the replayer confirms "
+     "and puts one"},
+    {"resurrect-live", "resurrect() of a live ref leaks a reference into it: taken"},
+    {"put-nothing", "0 references put on a released ref release it again: noted"},
+    {"no-reinit-no-return",
+     "a ref without allow_reinit is marked dead behind the back of who switches it, or comes back "
+     "half dead: from there to its exit it is not compared"},
+    {"unfreeze-balanced",
+     "an unfreeze too many makes the depth -1, and the next freeze closes nothing: the debt eats "
+     "the next freezes"},
+    {"pm-only-balanced",
+     "a clear_pm_only() too many makes it -1, which closes the gate: raised while there is a debt"},
+    {"suspend-once",
+     "a suspend check of a device that is not active raises pm_only once more: raised"},
+}};
+
 /// Departure device-order: the events in their order, but device by device.
 inline std::vector<std::string> by_device(std::vector<std::string> events) {
   const auto device_of = [](const std::string& event) -> std::string_view {
@@ -71,9 +69,8 @@ inline std::vector<std::string> by_device(std::vector<std::string> events) {
     }
     return {};
   };
-  std::stable_sort(events.begin(), events.end(), [&](const auto& a, const auto& b) {
-    return device_of(a) < device_of(b);
-  });
+  std::stable_sort(events.begin(), events.end(),
+                   [&](const auto& a, const auto& b) { return device_of(a) < device_of(b); });
   return events;
 }
 

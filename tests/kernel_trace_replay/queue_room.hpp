@@ -81,8 +81,8 @@ class queue_room {
     std::string printed;
     unsigned busy = 0;  // refusals to come
     pmgate::dispatch_status refusal = pmgate::dispatch_status::resource;
-    int freeze_debt = 0;   // departure unfreeze-balanced
-    int pm_only_debt = 0;  // departure pm-only-balanced
+    int freeze_debt = 0;   // misuse unfreeze-balanced
+    int pm_only_debt = 0;  // misuse pm-only-balanced
     std::optional<pmgate::basic_runtime_pm<trace_platform>> pm;
   };
 
@@ -315,7 +315,7 @@ class queue_room {
     const int reports = events_.reports();
     const pmgate::status result = queue.pm->pre_runtime_suspend();
     if (events_.reports() == reports) return to_string(result);
-    queue.set_pm_only();  // departure suspend-once
+    queue.set_pm_only();  // misuse suspend-once
     return "0";
   }
   std::string post_suspend(traced_queue& queue, const operation& op) {

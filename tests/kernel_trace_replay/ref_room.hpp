@@ -24,7 +24,7 @@ class ref_room {
   explicit ref_room(recorder& events) : events_(events) {}
 
   [[nodiscard]] bool has(const std::string& name) const { return refs_.contains(name); }
-  /// True if the ref is not compared any more, see departure no-reinit-no-return.
+  /// True if the ref is not compared any more, see misuse no-reinit-no-return.
   [[nodiscard]] bool departed(const std::string& name) const {
     const auto found = refs_.find(name);
     return found != refs_.end() && found->second->departed;
@@ -118,7 +118,7 @@ class ref_room {
     return "0";
   }
 
-  // Departure put-nothing.
+  // Misuse put-nothing.
   void put(traced_ref& ref, std::intptr_t n) {
     const bool released_again = n == 0 && ref.is_zero();
     ref.put(n);
@@ -151,14 +151,14 @@ class ref_room {
     if (events_.reports() == reports) events_.event("no report of " + name);
   }
 
-  // Departure no-reinit-no-return.
+  // Misuse no-reinit-no-return.
   static bool leaves_the_kernel(const traced_ref& ref, const std::string& name) {
     const bool comes_back = (name == "resurrect" || name == "reinit") && ref.is_dying();
     return !ref.snapshot().allow_reinit && !ref.exited &&
            (comes_back || name.starts_with("switch_to_atomic"));
   }
 
-  // Departure second-kill: what the kernel does after its warning.
+  // Misuse second-kill: what the kernel does after its warning.
   static void kill_again(traced_ref& ref, base::confirm_fn confirm) {
     while (ref.snapshot().switching) (void)trace_platform::synchronize();
     const auto now = ref.snapshot();
@@ -166,7 +166,7 @@ class ref_room {
     ref.put();
   }
 
-  // Departure resurrect-live.
+  // Misuse resurrect-live.
   static void take_again(traced_ref& ref) {
     ref.get();
     while (ref.snapshot().switching) (void)trace_platform::synchronize();
