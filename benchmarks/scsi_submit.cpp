@@ -227,9 +227,9 @@ void submit(benchmark::State& state) {
 }  // namespace
 
 void add_submit(const char* gates, add_fn add) {
-  add("scsi_submit/null/" + std::string(gates), &submit<null_driver>);
-  add("scsi_submit/ring/" + std::string(gates), &submit<ring_driver>);
-  add("scsi_submit/storvsc/" + std::string(gates), &submit<storvsc_driver>);
+  add("scsi_submit_null/" + std::string(gates), &submit<null_driver>);
+  add("scsi_submit_ring/" + std::string(gates), &submit<ring_driver>);
+  add("scsi_submit_storvsc/" + std::string(gates), &submit<storvsc_driver>);
 }
 
 }  // namespace storvsc
