@@ -378,6 +378,19 @@ TEST_CASE_FIXTURE(sequential,
   q.unfreeze();
 }
 
+TEST_CASE_FIXTURE(sequential, "a batch that names a request twice gets it once") {
+  basic_request<single_platform>* const batch[] = {&a, &a, &c};
+  unsigned got = 0;
+  CHECK(q.alloc_batch(batch, 3, got) == status::ok);
+  CHECK(got == 1);
+  CHECK(misuse.take() == 1);
+
+  q.free_batch(batch, got);
+  REQUIRE(q.freeze() == status::ok);
+  q.unfreeze();
+  CHECK(misuse.count() == 0);
+}
+
 TEST_CASE_FIXTURE(sequential, "what is requeued without a kick waits for one") {
   REQUIRE(q.submit(a) == status::ok);
   REQUIRE(q.submit(c) == status::ok);
@@ -523,6 +536,66 @@ TEST_CASE_FIXTURE(sequential, "stop is independent of quiesce: both have to be u
   CHECK(b.take_log() == log_type{"takes a", "takes c"});
   q.complete(a);
   q.complete(c);
+}
+
+TEST_CASE_FIXTURE(sequential, "stop takes back the run that a refusal has asked for") {
+  b.answers = {dispatch_status::resource};
+  REQUIRE(q.submit(a) == status::ok);
+  std::int64_t due = 0;
+  REQUIRE(b.works.next_timer(due));
+
+  q.stop();
+  CHECK_FALSE(b.works.next_timer(due));
+  q.start_stopped();
+  b.works.run_pending();
+  CHECK(b.take_log() == log_type{"refuses a", "takes a"});
+  q.complete(a);
+}
+
+TEST_CASE("6a: what comes while bios go out goes first, but once in a run") {
+  struct feeding {
+    static dispatch_status queue_rq(basic_request_queue<single_platform>& queue,
+                                    basic_request<single_platform>& rq) noexcept {
+      auto& self = *static_cast<feeding*>(queue.context());
+      ++self.offered;
+      if (rq.kind() == request_kind::bio) (void)queue.submit(self.more[self.used++]);
+      return dispatch_status::ok;
+    }
+    int offered = 0;
+    std::size_t used = 0;
+    std::array<basic_request<single_platform>, 4> more;
+  };
+  struct probe : pmgate::pm::basic_work<single_platform> {
+    explicit probe(const feeding& whom)
+        : pmgate::pm::basic_work<single_platform>(&look), driver(whom) {}
+    static void look(pmgate::pm::basic_work<single_platform>& work) noexcept {
+      auto& self = static_cast<probe&>(work);
+      self.seen = self.driver.offered;
+    }
+    const feeding& driver;
+    int seen = 0;
+  };
+  feeding driver;
+  basic_work_queue<single_platform> works("runs");
+  basic_request_queue<single_platform> q({&feeding::queue_rq, &driver}, works, 16,
+                                         gate_start::percpu, pmgate::driver_kind::blocking);
+  probe after_the_run(driver);
+  std::array<basic_request<single_platform>, 4> bios;
+  basic_request<single_platform> first;
+  q.quiesce();
+  REQUIRE(q.submit(first) == status::ok);
+  for (auto& each : bios) REQUIRE(q.submit_bio(each) == status::ok);
+
+  q.unquiesce();
+  REQUIRE(works.queue(after_the_run));
+  while (works.run_pending()) {
+  }
+
+  CHECK(after_the_run.seen == 4);  // first, a bio, what came with it, a bio
+  CHECK(driver.offered == 9);
+  q.complete(first);
+  for (auto& each : bios) q.complete(each);
+  for (auto& each : driver.more) q.complete(each);
 }
 
 TEST_CASE_FIXTURE(sequential,
@@ -822,6 +895,48 @@ TEST_CASE_TEMPLATE("15: a bio that waits at the gate fails when the disk dies", 
   CHECK(misuse.count() == 0);
 }
 
+TEST_CASE_TEMPLATE("15: the same at the removal of a disk that the queue survives", P,
+                   THREADED_PLATFORMS) {
+  const misuse_log misuse;
+  bench<P> b;
+  typename bench<P>::io a{b, "a"};
+  REQUIRE(b.q.freeze() == status::ok);
+  status got = status::invalid;
+  worker submitter([&] { got = b.q.submit_bio(a); });
+  CHECK(submitter.is_blocked());
+
+  CHECK(b.q.del_gendisk(pmgate::queue_fate::survives) == status::ok);
+  submitter.join();  // the freeze of the others is in force still
+  b.q.unfreeze();
+
+  CHECK(got == status::io_error);
+  CHECK(a.ends == 1);
+  CHECK(b.taken.load() == 0);
+  CHECK(b.q.gate().depth() == 0);
+  CHECK(misuse.count() == 0);
+}
+
+TEST_CASE_TEMPLATE("who waits for a tag has the queue offer what is kept first", P,
+                   THREADED_PLATFORMS) {
+  const misuse_log misuse;
+  bench<P> b(1);
+  typename bench<P>::io a{b, "a"};
+  typename bench<P>::io c{b, "c"};
+  b.answers = {dispatch_status::dev_resource};
+  REQUIRE(b.q.submit(a) == status::ok);  // refused, and nothing will run the queue
+  CHECK(b.taken.load() == 0);
+
+  status got = status::invalid;
+  worker waiter([&] { got = b.q.alloc(c); });
+  while (b.taken.load(std::memory_order_acquire) == 0) std::this_thread::yield();
+  b.q.complete(a);
+  waiter.join();
+
+  CHECK(got == status::ok);
+  b.q.free(c);
+  CHECK(misuse.count() == 0);
+}
+
 // -- races
 
 namespace {
@@ -924,6 +1039,7 @@ TEST_CASE_TEMPLATE("39: freeze, then quiesce: nobody is inside and nothing is di
         while (!stop.load(std::memory_order_relaxed)) {
           driver.expect(q.alloc(rq) == status::ok);
           inside.fetch_add(1, std::memory_order_relaxed);
+          std::this_thread::yield();
           inside.fetch_sub(1, std::memory_order_relaxed);
           q.execute_nowait(rq);
           rq.await();
@@ -934,6 +1050,9 @@ TEST_CASE_TEMPLATE("39: freeze, then quiesce: nobody is inside and nothing is di
       driver.expect(q.freeze() == status::ok);
       driver.expect(q.quiesce() == status::ok);
       driver.silent.store(true, std::memory_order_release);
+      driver.expect(inside.load(std::memory_order_relaxed) == 0);
+      driver.expect(q.gate().is_frozen());
+      std::this_thread::yield();
       driver.expect(inside.load(std::memory_order_relaxed) == 0);
       driver.silent.store(false, std::memory_order_release);
       q.unquiesce();

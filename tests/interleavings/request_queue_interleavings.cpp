@@ -108,6 +108,108 @@ struct pair_of_queues {
   }
 };
 
+/// A device that has room for one, tells of it when that one is done, and never else: a
+/// request that is refused and forgotten shows.
+template <class P>
+struct one_slot {
+  using queue_type = pmgate::basic_request_queue<P>;
+  using request_type = pmgate::basic_request<P>;
+
+  static dispatch_status queue_rq(queue_type& queue, request_type& rq) noexcept {
+    auto& self = *static_cast<one_slot*>(queue.context());
+    int free = 0;
+    if (!self.busy.compare_exchange_strong(free, 1, std::memory_order_acq_rel,
+                                           std::memory_order_acquire)) {
+      return dispatch_status::dev_resource;
+    }
+    self.has.store(reinterpret_cast<std::uintptr_t>(&rq), std::memory_order_release);
+    return dispatch_status::ok;
+  }
+  static void on_end(request_type& rq) noexcept {
+    (void)static_cast<one_slot*>(rq.context())->ended.fetch_add(1, std::memory_order_acq_rel);
+  }
+  void submit(request_type& rq, bool bio = false) {
+    (void)submitted.fetch_add(1, std::memory_order_acq_rel);
+    sim::expect((bio ? q.submit_bio(rq) : q.submit(rq)) == status::ok, "a wrong refusal");
+  }
+  /// The device's interrupt.
+  void interrupt() {
+    auto* const rq = reinterpret_cast<request_type*>(has.exchange(0, std::memory_order_acq_rel));
+    if (rq == nullptr) return;
+    busy.store(0, std::memory_order_release);
+    q.complete(*rq);
+  }
+  void check() {  // runs nothing that was not asked for
+    for (int turn = 0; turn < 6; ++turn) {
+      interrupt();
+      while (works.run_pending()) {
+      }
+    }
+    sim::expect(ended.load(std::memory_order_acquire) == submitted.load(std::memory_order_acquire),
+                "a refused request was forgotten");
+  }
+
+  sim::atomic<int> busy{0};
+  sim::atomic<std::uintptr_t> has{0};
+  sim::atomic<int> submitted{0};
+  sim::atomic<int> ended{0};
+  pmgate::pm::basic_work_queue<P> works{"runs"};
+  request_type first{&on_end, this};
+  request_type second{&on_end, this};
+  request_type third{&on_end, this};
+  queue_type q{{&queue_rq, this}, works, 4};
+};
+
+/// A queue with a request that the driver has, and one that waits behind a stop.
+template <class P>
+struct stopped_rig : rig<P> {
+  stopped_rig() {
+    this->q->stop();
+    this->submit(this->first);
+  }
+  void check() {
+    while (this->works.run_pending()) {
+    }
+    if (started.load(std::memory_order_acquire) > stopped.load(std::memory_order_acquire)) {
+      sim::expect(this->ended.load(std::memory_order_acquire) == 1,
+                  "the queue was started last, and dispatches nothing");
+    }
+    this->q->start_stopped();
+    rig<P>::check();
+  }
+  sim::atomic<int> clock{0};
+  sim::atomic<int> started{0};
+  sim::atomic<int> stopped{0};
+};
+
+/// A driver that keeps what it is given; requeued, a request is offered again and ends.
+template <class P>
+struct keeping_rig {
+  using queue_type = pmgate::basic_request_queue<P>;
+  using request_type = pmgate::basic_request<P>;
+  static dispatch_status queue_rq(queue_type& queue, request_type& rq) noexcept {
+    auto& self = *static_cast<keeping_rig*>(queue.context());
+    (void)self.device.read();
+    if (self.offers.fetch_add(1, std::memory_order_acq_rel) > 0) queue.complete(rq);
+    return dispatch_status::ok;
+  }
+  keeping_rig() { sim::expect(q.submit(item) == status::ok, "a wrong refusal"); }
+  void check() {
+    q.kick_requeued();
+    while (works.run_pending()) {
+    }
+    sim::expect(offers.load(std::memory_order_acquire) == 2, "a requeued request was lost");
+    sim::expect(q.freeze() == status::ok, "the queue does not drain");
+    q.unfreeze();
+  }
+
+  sim::guarded<int> device;
+  sim::atomic<int> offers{0};
+  pmgate::pm::basic_work_queue<P> works{"runs"};
+  request_type item;
+  queue_type q{{&queue_rq, this}, works, 2};
+};
+
 inline constexpr auto submit_first = [](auto& s) { s.submit(s.first); };
 inline constexpr auto submit_second = [](auto& s) { s.submit(s.second); };
 inline constexpr auto submit_bio = [](auto& s) { s.submit(s.second, true); };
@@ -200,6 +302,120 @@ TEST_CASE("a request that the driver refuses goes out in the end") {
         submit_first(s);
       },
       submit_second, [](auto& s) { s.q->run(true); });
+}
+
+TEST_CASE("a request that is refused until another one ends goes out then, by no clock") {
+  hold_on_all_models<one_slot>(
+      "submit x submit x interrupt, one slot", {.preemptions = 2},
+      [](auto& s) { s.submit(s.first); }, [](auto& s) { s.submit(s.second); },
+      [](auto& s) {
+        s.interrupt();
+        (void)s.works.run_pending();
+      });
+  hold_on_all_models<one_slot>(
+      "submit, submit x submit bio x interrupts, one slot", {.preemptions = 1},
+      [](auto& s) {
+        s.submit(s.first);
+        s.submit(s.third);
+      },
+      [](auto& s) { s.submit(s.second, true); },
+      [](auto& s) {
+        s.interrupt();
+        (void)s.works.run_pending();
+        s.interrupt();
+      });
+}
+
+TEST_CASE("a refused request goes out although the queue was quiesced when one ended") {
+  hold_on_all_models<one_slot>(
+      "submit, submit x quiesce, unquiesce x interrupt, one slot", {.preemptions = 1},
+      [](auto& s) {
+        s.submit(s.first);
+        s.submit(s.second);
+      },
+      [](auto& s) {
+        s.q.quiesce_nowait();
+        s.q.unquiesce();
+      },
+      [](auto& s) {
+        s.interrupt();
+        (void)s.works.run_pending();
+      });
+}
+
+TEST_CASE("a queue that is started while somebody stops it dispatches, or is stopped") {
+  hold_on_all_models<stopped_rig>(
+      "start_stopped x stop x work", {.preemptions = 2},
+      [](auto& s) {
+        s.q->start_stopped();
+        s.started.store(s.clock.fetch_add(1, std::memory_order_acq_rel) + 1,
+                        std::memory_order_release);
+        s.q->start_stopped();  // whoever stopped it before this is undone
+      },
+      [](auto& s) {
+        s.q->stop();
+        s.stopped.store(s.clock.fetch_add(1, std::memory_order_acq_rel) + 1,
+                        std::memory_order_release);
+      },
+      work);
+}
+
+TEST_CASE("what is requeued is kept while quiesced, and goes out once") {
+  hold_on_all_models<keeping_rig>(
+      "requeue x quiesce, unquiesce x work", {.preemptions = 2},
+      [](auto& s) { s.q.requeue(s.item); },
+      [](auto& s) {
+        sim::expect(s.q.quiesce() == status::ok, "quiesce() was refused");
+        s.device.write(1);
+        s.q.unquiesce();
+      },
+      work);
+  hold_on_all_models<keeping_rig>(
+      "requeue without a kick x kick x quiesce", {.preemptions = 1},
+      [](auto& s) { s.q.requeue(s.item, false); },
+      [](auto& s) {
+        s.q.kick_requeued();
+        (void)s.works.run_pending();
+      },
+      [](auto& s) {
+        sim::expect(s.q.quiesce() == status::ok, "quiesce() was refused");
+        s.device.write(1);
+        s.q.unquiesce();
+      });
+}
+
+TEST_CASE("scenario 15: no bio gets past the death of its disk, whatever opens the gate") {
+  hold_on_all_models<lone_rig>(
+      "submit bio x del_gendisk, survives x freeze, unfreeze", {.preemptions = 1},
+      [](auto& s) {
+        const status got = s.q->submit_bio(s.first);
+        sim::expect(got == status::ok || got == status::io_error, "a wrong refusal");
+        (void)s.submitted.fetch_add(1, std::memory_order_acq_rel);  // it ends in any case
+      },
+      [](auto& s) {
+        sim::expect(s.q->del_gendisk(pmgate::queue_fate::survives) == status::ok,
+                    "del_gendisk() was refused");
+        s.device.write(1);  // the driver is offered no bio any more
+      },
+      [](auto& s) {
+        sim::expect(s.q->freeze() == status::ok, "freeze() was refused");
+        s.q->unfreeze();
+      });
+}
+
+TEST_CASE("who removes a disk that another one marks dead undoes no freeze but its own") {
+  hold_on_all_models<lone_rig>(
+      "del_gendisk, survives x mark_disk_dead x freeze, unfreeze", {.preemptions = 1},
+      [](auto& s) {
+        sim::expect(s.q->del_gendisk(pmgate::queue_fate::survives) == status::ok,
+                    "del_gendisk() was refused");
+      },
+      [](auto& s) { sim::expect(s.q->mark_disk_dead() == status::ok, "it was refused"); },
+      [](auto& s) {
+        sim::expect(s.q->freeze() == status::ok, "freeze() was refused");
+        sim::expect(s.q->gate().is_frozen(), "a freeze was undone by somebody else");
+        s.q->unfreeze();
+      });
 }
 
 TEST_CASE("scenario 47: who waits for a tag gets the one that is freed, frozen or not") {

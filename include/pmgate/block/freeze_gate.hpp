@@ -93,6 +93,17 @@ class basic_freeze_gate
   /// enter() that gives up at the deadline with timed_out.
   [[nodiscard]] status enter_until(time_point deadline, enter_flags flags = {}) noexcept;
 
+  /// enter() that is refused with no_device also when `gone()` says so, which is asked
+  /// before each sleep: whoever makes it say so calls start_drain() afterwards.
+  ///
+  /// Kernel: bio_queue_enter(), whose waiters look for the death of their disk.
+  template <class Gone>
+  [[nodiscard]] status enter_unless(Gone gone, enter_flags flags = {}) noexcept;
+  /// The same with a deadline.
+  template <class Gone>
+  [[nodiscard]] status enter_unless_until(Gone gone, time_point deadline,
+                                          enter_flags flags = {}) noexcept;
+
   /// Enters if that is possible now.  Blocks: no.  Kernel: blk_try_enter_queue().
   [[nodiscard]] bool try_enter(enter_flags flags = {}) noexcept;
 
@@ -285,6 +296,7 @@ class basic_freeze_gate
   [[gnu::noinline]] status enter_slow(enter_flags flags, Sleep sleep) noexcept;
   [[gnu::noinline]] bool refuse() noexcept;
   bool is_open_to(enter_flags flags) noexcept;
+  status sleep_at_door(std::uint32_t seen) noexcept;
   status start_freeze(bool& closed_it, bool in_batch) noexcept;
   void let_drain(bool refused) noexcept;
   void undo_freeze(bool stay_atomic) noexcept;
@@ -351,26 +363,33 @@ bool basic_freeze_gate<Platform>::refuse() noexcept {
 template <platform Platform>
 inline status basic_freeze_gate<Platform>::enter(enter_flags flags) noexcept {
   if (try_enter(flags)) [[likely]] return status::ok;
-  return enter_slow(flags, [this](std::uint32_t seen) {
-    if constexpr (!Platform::can_block) {
-      // [enter.again] relaxed: one thread only. Whoever was asked for a resume may have
-      // opened the gate: as one who goes to sleep does, look again.
-      if (door_.load(std::memory_order_relaxed) != seen) return status::ok;
-      Platform::misuse("enter() would wait for ever: there is one thread only");
-      return status::again;
-    }
-    door_.wait(seen);
-    return status::ok;
+  return enter_slow(flags, [this](std::uint32_t seen) { return sleep_at_door(seen); });
+}
+
+template <platform Platform>
+template <class Gone>
+inline status basic_freeze_gate<Platform>::enter_unless(Gone gone, enter_flags flags) noexcept {
+  if (try_enter(flags)) [[likely]] return status::ok;
+  return enter_slow(flags, [this, &gone](std::uint32_t seen) {
+    return gone() ? status::no_device : sleep_at_door(seen);
+  });
+}
+
+template <platform Platform>
+template <class Gone>
+inline status basic_freeze_gate<Platform>::enter_unless_until(Gone gone, time_point deadline,
+                                                              enter_flags flags) noexcept {
+  if (try_enter(flags)) [[likely]] return status::ok;
+  return enter_slow(flags, [this, &gone, &deadline](std::uint32_t seen) {
+    if (gone()) return status::no_device;
+    return door_.wait_until(seen, deadline) ? status::ok : status::timed_out;
   });
 }
 
 template <platform Platform>
 inline status basic_freeze_gate<Platform>::enter_until(time_point deadline,
                                                        enter_flags flags) noexcept {
-  if (try_enter(flags)) [[likely]] return status::ok;
-  return enter_slow(flags, [this, &deadline](std::uint32_t seen) {
-    return door_.wait_until(seen, deadline) ? status::ok : status::timed_out;
-  });
+  return enter_unless_until([] { return false; }, deadline, flags);
 }
 
 /// Runs in the last exit(), or in whatever call dropped the last entry.

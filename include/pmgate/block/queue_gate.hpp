@@ -112,25 +112,36 @@ class basic_queue_gate {
       : dispatch_(dispatch) {}
   ~basic_queue_gate() = default;
 
+  /// enter() of a bio: no_device also if its disk is dead.  Kernel: bio_queue_enter().
+  [[nodiscard]] status enter_bio(enter_flags flags) noexcept {
+    const auto gone = [this]() noexcept { return is_disk_dead(); };
+    const status entered = gate_.enter_unless(gone, flags);
+    if (entered != status::ok || !is_disk_dead()) [[likely]] return entered;
+    gate_.exit();  // the disk died before, and the gate is open again
+    return status::no_device;
+  }
+
   /// A request is being freed.
   void note_use(bool pm) noexcept {
     if (!pm && busy_mark_ != nullptr) busy_mark_(busy_context_);
   }
 
  private:
-  // The disk: alive, then dead, then dead and drained.
-  static constexpr std::uint32_t alive = 0;
-  static constexpr std::uint32_t dead = 1;
-  static constexpr std::uint32_t draining = 2;
+  /// How far the drain of a dead disk has come.
+  enum class drain : std::uint8_t { none, starting, started };
 
   status kill_disk() noexcept;
+  status await_drain_start() noexcept;
 
   // Counts in the shared word until the queue is made: to freeze it is cheap.
   gate_type gate_{gate_start::atomic};
   detail::dispatcher<Platform>& dispatch_;
   mark_fn busy_mark_ = nullptr;
   void* busy_context_ = nullptr;
-  typename Platform::template atomic<std::uint32_t> disk_{alive};
+  typename Platform::template atomic<bool> disk_dead_{false};
+  typename Platform::mutex drain_lock_;  // of the next
+  drain drain_ = drain::none;
+  typename Platform::wait_word drain_changes_{0};
 };
 
 template <platform Platform>
@@ -178,31 +189,56 @@ status basic_queue_gate<Platform>::mark_disk_dead() noexcept {
   return kill_disk();
 }
 
+/// One caller starts the drain, outside the lock: whoever waits at the gate is resumed
+/// by it, and may come back here.
 template <platform Platform>
 status basic_queue_gate<Platform>::kill_disk() noexcept {
-  std::uint32_t seen = alive;
-  // [disk.dead] acq_rel: release pairs with [disk.read].
-  (void)disk_.compare_exchange_strong(seen, dead, std::memory_order_acq_rel,
-                                      std::memory_order_acquire);
-  seen = dead;
-  // [disk.drain] acq_rel: as [disk.dead]; one caller drains.
-  if (!disk_.compare_exchange_strong(seen, draining, std::memory_order_acq_rel,
-                                     std::memory_order_acquire)) {
-    return status::ok;
+  // [disk.dead] release: pairs with [disk.read]. Before the drain, which has those at the
+  // gate look.
+  disk_dead_.store(true, std::memory_order_release);
+  {
+    const scoped_lock guard(drain_lock_);
+    if (drain_ != drain::none) return status::ok;
+    drain_ = drain::starting;
   }
   const status started = start_drain();
-  // [disk.undrained] release: pairs with [disk.drain], that of the next try.
-  if (started != status::ok) disk_.store(dead, std::memory_order_release);
+  const scoped_lock guard(drain_lock_);
+  drain_ = started == status::ok ? drain::started : drain::none;
+  // [drain.changed] release: pairs with [drain.seen].
+  (void)drain_changes_.fetch_add(1, std::memory_order_release);
+  drain_changes_.wake_all();
   return started;
+}
+
+/// kill_disk(), and the gate is frozen for it: another caller may be at it still, and may
+/// be refused. Without that a freeze of somebody else would be waited for, and undone.
+template <platform Platform>
+status basic_queue_gate<Platform>::await_drain_start() noexcept {
+  for (;;) {
+    // [drain.seen] acquire: pairs with [drain.changed]; read before looking, slept on after.
+    const std::uint32_t seen = drain_changes_.load(std::memory_order_acquire);
+    const status killed = kill_disk();
+    if (killed != status::ok) return killed;
+    {
+      const scoped_lock guard(drain_lock_);
+      if (drain_ == drain::started) return status::ok;
+    }
+    if constexpr (!Platform::can_block) {
+      Platform::misuse("del_gendisk() from inside mark_disk_dead() would wait for ever");
+      return status::again;
+    }
+    drain_changes_.wait(seen);
+  }
 }
 
 template <platform Platform>
 status basic_queue_gate<Platform>::del_gendisk(queue_fate fate) noexcept {
-  status result = fate == queue_fate::dies ? mark_disk_dead() : kill_disk();
+  if (fate == queue_fate::dies) gate_.mark_dying();
+  status result = await_drain_start();
   if (result == status::ok) result = freeze_wait();
   if (result != status::ok) return result;
-  dispatch_.cancel_runs();
   result = dispatch_.sections().quiesce();  // a dispatcher may be on its way out still
+  dispatch_.cancel_runs();
   if (dispatch_.sections().unquiesce()) dispatch_.run_async();
   if (fate == queue_fate::survives) unfreeze_to_atomic();
   return result;
@@ -211,7 +247,7 @@ status basic_queue_gate<Platform>::del_gendisk(queue_fate fate) noexcept {
 template <platform Platform>
 bool basic_queue_gate<Platform>::is_disk_dead() const noexcept {
   // [disk.read] acquire: pairs with [disk.dead].
-  return disk_.load(std::memory_order_acquire) != alive;
+  return disk_dead_.load(std::memory_order_acquire);
 }
 
 }  // namespace pmgate

@@ -37,11 +37,13 @@ namespace pmgate {
 ///           does not wait for them.
 /// Blocking: as each member says; nothing else blocks but for the lock of the lists.
 ///           A driver that sleeps in its callback says so (driver_kind::blocking): then
-///           the work queue calls it, and a submitter does not sleep for it, but for
-///           bios and run().
+///           the work queue calls it, and a submitter does not sleep for it. Who sends a
+///           bio, waits for a tag, closes the gate or calls run() may.
 /// Misuse:   goes to Platform::misuse() and has no effect.
 /// Orders:   everything before a request is submitted happens-before queue_rq; all
 ///           before complete() happens-before the end callback or execute() returns.
+/// Stack:    a driver that completes inside queue_rq, and an end callback that submits again,
+///           nest once for each tag, as tag and entry go back after the callback.
 /// Limits:   one hardware queue. quiesce() waits for the sections of this queue alone, and
 ///           for a grace period of the platform (Kernel: for those of the whole tag set if
 ///           its drivers may block, otherwise for all in the machine).
@@ -180,9 +182,11 @@ class basic_request_queue : public basic_queue_gate<Platform> {
 
   // -- the end
 
-  /// Ends a queue without a disk: the gate is dying and stays frozen, runs are over, and the
-  /// queue has left its tag set. Whoever waits at the gate is told.
+  /// Ends a queue without a disk: the gate is dying and stays frozen, asynchronous runs are
+  /// over, and the queue has left its tag set. Whoever waits at the gate is told.
   ///
+  /// A driver that has completed its last request inside queue_rq may not have returned: the
+  /// destructor waits for that, or quiesce() before this.
   /// Precondition: not from inside the queue or its driver.
   /// Returns, Blocks: as freeze().  Kernel: blk_mq_destroy_queue().
   status destroy() noexcept;
@@ -261,7 +265,7 @@ template <platform Platform>
 status basic_request_queue<Platform>::begin_lock(request_type& rq, request_kind kind,
                                                  enter_flags flags) noexcept {
   if (!expect(rq, place::user, in_use)) return status::invalid;
-  const status entered = gate().enter(flags);
+  const status entered = kind == request_kind::bio ? base::enter_bio(flags) : gate().enter(flags);
   if (entered != status::ok) return entered;
   dispatch_.mutex().lock();
   if (!set_.tags_.take(rq, share_)) [[unlikely]] {
@@ -282,6 +286,8 @@ template <platform Platform>
 void basic_request_queue<Platform>::note_allocated(request_type& rq, request_kind kind,
                                                    enter_flags flags) noexcept {
   rq.kind_ = kind;
+  rq.result_ = status::ok;
+  rq.prepared_ = false;
   rq.pm_ = has(flags, enter_flags::pm);
   rq.place_ = place::allocated;
 }
@@ -341,15 +347,15 @@ status basic_request_queue<Platform>::alloc_batch(request_type* const* rqs, unsi
                                                   unsigned& got, enter_flags flags) noexcept {
   got = 0;
   if (n == 0) return status::ok;
-  unsigned usable = 1;
-  while (usable < n && expect(*rqs[usable], place::user, in_use)) ++usable;
   const status first = begin_lock(*rqs[0], request_kind::passthrough, flags);
   if (first != status::ok) return first;
-  for (got = 1; got < usable && set_.tags_.take(*rqs[got], share_); ++got) {
+  for (got = 1; got < n && rqs[got]->is_idle() && set_.tags_.take(*rqs[got], share_); ++got) {
     note_allocated(*rqs[got], request_kind::passthrough, flags);
   }
+  const bool in_use_already = got < n && !rqs[got]->is_idle();
   dispatch_.mutex().unlock();
   if (got > 1) gate().get(static_cast<std::intptr_t>(got) - 1);
+  if (in_use_already) Platform::misuse(in_use);
   return status::ok;
 }
 

@@ -44,7 +44,8 @@ enum class tagset_quiesce : std::uint8_t {
 /// Threads:  every member from any thread, beside anything that is done to one queue.
 /// Blocking: as each member says.
 /// Fairness: while a set has several queues, none holds more than an equal part of the
-///           tags, of four at least, for each queue that holds any.
+///           tags, of four at least, for each queue that holds any (Kernel: freezes a queue
+///           that is no longer, or again, the only one; here nothing has to stand still).
 /// Misuse:   goes to Platform::misuse(); undoing too much is reported by each queue.
 /// Limits:   1 to 1024 tags; one lock for the tags and for the lists of all its queues.
 template <platform Platform>

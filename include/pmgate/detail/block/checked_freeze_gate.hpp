@@ -54,15 +54,25 @@ class basic_freeze_gate<checked_platform<Base>> {
 
   [[nodiscard]] status enter(enter_flags flags = {},
                              call_site where = call_site::current()) noexcept {
-    const status entered = wait_to_enter(flags, where);
+    return enter_unless(never, flags, where);
+  }
+  template <class Gone>
+  [[nodiscard]] status enter_unless(Gone gone, enter_flags flags = {},
+                                    call_site where = call_site::current()) noexcept {
+    const status entered = wait_to_enter(gone, flags, where);
     if (entered == status::ok) note_entry(where, trust::likely);
     return entered;
   }
   [[nodiscard]] status enter_until(time_point deadline, enter_flags flags = {},
                                    call_site where = call_site::current()) noexcept {
+    return enter_unless_until(never, deadline, flags, where);
+  }
+  template <class Gone>
+  [[nodiscard]] status enter_unless_until(Gone gone, time_point deadline, enter_flags flags = {},
+                                          call_site where = call_site::current()) noexcept {
     const std::uint64_t wait =
         core::registry().begin_wait(core::here(), life_.id, "enter_until()", where);
-    const status entered = inner_.enter_until(deadline, flags);
+    const status entered = inner_.enter_unless_until(gone, deadline, flags);
     core::registry().end_wait(wait);
     if (entered == status::ok) note_entry(where, trust::likely);
     return entered;
@@ -83,10 +93,10 @@ class basic_freeze_gate<checked_platform<Base>> {
   }
   [[nodiscard]] ticket hold(enter_flags flags = {},
                             call_site where = call_site::current()) noexcept {
-    if (wait_to_enter(flags, where) != status::ok) return ticket();
-    return ticket(this, core::registry().hold(
-                            core::here(),
-                            {.node = entry(), .where = where, .ticket = true, .pending = {}}));
+    if (wait_to_enter(never, flags, where) != status::ok) return ticket();
+    return ticket(
+        this, core::registry().hold(
+                  core::here(), {.node = entry(), .where = where, .ticket = true, .pending = {}}));
   }
   void get(std::intptr_t n = 1, call_site where = call_site::current()) noexcept {
     note_entry(where, trust::loose, n);
@@ -307,9 +317,11 @@ class basic_freeze_gate<checked_platform<Base>> {
                "says so)") ||
            core::registry().refuse_parked(me, life_.id, where);
   }
-  status wait_to_enter(enter_flags flags, call_site where) noexcept {
+  static bool never() noexcept { return false; }
+  template <class Gone>
+  status wait_to_enter(Gone gone, enter_flags flags, call_site where) noexcept {
     if (has(flags, enter_flags::nowait)) return inner_.enter(flags);
-    if (!inner_.is_dying()) {
+    if (!inner_.is_dying() && !gone()) {
       const detail::checked_caller me = core::here();
       if (core::registry().refuse_wait(me, freezing(), where,
                                        "a thread would enter a gate that it has frozen itself")) {
@@ -322,10 +334,10 @@ class basic_freeze_gate<checked_platform<Base>> {
     return detail::checked_wait<Base>(
         freezing(), "enter()", where,
         [&](time_point deadline, status& result) noexcept {
-          result = inner_.enter_until(deadline, flags);
+          result = inner_.enter_unless_until(gone, deadline, flags);
           return result != status::timed_out;
         },
-        [&]() noexcept { return inner_.enter(flags); });
+        [&]() noexcept { return inner_.enter_unless(gone, flags); });
   }
   void leave_ticket(std::uint64_t serial) noexcept {
     core::registry().give_back(core::here(), serial);

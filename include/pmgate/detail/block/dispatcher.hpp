@@ -159,7 +159,9 @@ class dispatcher {
 
 template <platform Platform>
 dispatcher<Platform>::~dispatcher() {
-  (void)sections_.quiesce();
+  if (sections_.quiesce() != status::ok) {
+    Platform::misuse("request queue destroyed where no grace period can be had");
+  }
   cancel_runs();
   const scoped_lock guard(lock_);  // whoever was refused a section has left it
 }
@@ -304,7 +306,11 @@ void dispatcher<Platform>::issue_unlock(request_type& rq) noexcept {
     rq.place_ = place::queued;
     passed_.push_back(rq);
     note_queued_locked();
-    run_unlock();
+    if (blocking_) {
+      run_async_unlock();
+    } else {
+      run_unlock();
+    }
   }
   sections_.end_dispatch();
 }
@@ -349,10 +355,9 @@ void dispatcher<Platform>::on_requeue(work_type& work) noexcept {
 
 template <platform Platform>
 void dispatcher<Platform>::stop() noexcept {
-  {
-    const scoped_lock guard(lock_);
-    stopped_ = true;
-  }
+  const scoped_lock guard(lock_);
+  stopped_ = true;
+  // Under the lock: afterwards it may be the run of a start_stopped() that is cancelled.
   (void)works_.cancel(run_work_);
 }
 

@@ -39,6 +39,20 @@ status basic_freeze_gate<Platform>::enter_slow(enter_flags flags, Sleep sleep) n
   return status::again;
 }
 
+/// Returns: ok: look again, at a door that may have changed since it was `seen`.
+template <platform Platform>
+status basic_freeze_gate<Platform>::sleep_at_door(std::uint32_t seen) noexcept {
+  if constexpr (!Platform::can_block) {
+    // [enter.again] relaxed: one thread only. Whoever was asked for a resume may have
+    // opened the gate: as one who goes to sleep does, look again.
+    if (door_.load(std::memory_order_relaxed) != seen) return status::ok;
+    Platform::misuse("enter() would wait for ever: there is one thread only");
+    return status::again;
+  }
+  door_.wait(seen);
+  return status::ok;
+}
+
 /// The wait condition of enter(), with its side effect: asking for a resume.
 template <platform Platform>
 bool basic_freeze_gate<Platform>::is_open_to(enter_flags flags) noexcept {
