@@ -47,7 +47,9 @@ class basic_freezable_task {
 
   /// No longer exempt; a freeze point.  Kernel: set_freezable().
   bool set_freezable() noexcept;
-  /// Exempt from now on; one that is frozen stays so until thawed.  Kernel: PF_NOFREEZE.
+  /// Exempt from now on; one that is frozen goes on, say, to end and free its memory.
+  ///
+  /// Kernel: PF_NOFREEZE, mark_oom_victim().
   void set_nofreeze() noexcept;
 
   /// The freeze point: stays here while frozen.
@@ -145,6 +147,7 @@ template <platform Platform>
 void basic_freezable_task<Platform>::set_nofreeze() noexcept {
   const scoped_lock guard(freezer_.lock_);
   nofreeze_ = true;
+  freezer_.wake_tasks();
 }
 
 template <platform Platform>

@@ -173,7 +173,8 @@ class basic_work_queue {
   void save_image() noexcept;
   /// The memory is that of the image again: takes back what was queued since.
   ///
-  /// What was pending then and has been taken back since does not come back.
+  /// What was pending then and has been taken back since does not come back. If the
+  /// queue is frozen, the caller is the one to thaw from now on.
   void put_back_image() noexcept;
   /// This kernel's memory is overwritten: takes back everything, and thaws.
   void vanish() noexcept;
@@ -479,6 +480,7 @@ template <platform Platform>
 void basic_work_queue<Platform>::put_back_image() noexcept {
   const scoped_lock guard(lock_);
   if (image_ != 0) items_.forget_since(image_);
+  if (items_.is_frozen()) frozen_by_ = Platform::this_thread();
 }
 
 template <platform Platform>
