@@ -4,6 +4,7 @@
 // the scenarios in the specification of system sleep.
 #include <atomic>
 #include <chrono>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -56,6 +57,16 @@ struct counted_item {
   }
   std::atomic<int> runs{0};
   basic_work<P> work{&run, this};
+};
+
+/// An item of the test's clock that does what the test says.
+struct running {
+  explicit running(std::function<void()> what) : body(std::move(what)) {}
+  static void run(basic_work<virtual_platform>& item) noexcept {
+    static_cast<running*>(item.context())->body();
+  }
+  std::function<void()> body;
+  basic_work<virtual_platform> work{&run, this};
 };
 
 /// A freezer with a queue, on the test's clock; tasks that are asleep or awake.
@@ -164,6 +175,22 @@ TEST_CASE("the thread that freezes passes its own freeze points") {
   s.freezer.thaw_processes();
 }
 
+TEST_CASE("so it does if the freezer does not know which task it is") {
+  sequential s;
+  sequential::task unbound(s.freezer, "suspend", task_kind::user);
+  {
+    const sequential::task::freezable_sleep sleep(unbound);
+    CHECK(s.freezer.freeze_processes() == status::ok);
+    CHECK(unbound.is_frozen());
+  }  // a freeze point
+
+  CHECK_FALSE(unbound.try_to_freeze());
+
+  CHECK(unbound.is_freezing());
+  CHECK_FALSE(unbound.is_frozen());
+  s.freezer.thaw_processes();
+}
+
 TEST_CASE("a queue that is made known while everything is frozen starts frozen") {
   sequential s;
   basic_work_queue<virtual_platform> late("late", work_queue_flags::freezable);
@@ -263,17 +290,113 @@ TEST_CASE("a frozen task that is asked to stop may end while the rest stays froz
   freezer.thaw_processes();
 }
 
+TEST_CASE("a frozen task that is exempted goes on while the rest stays frozen") {
+  default_freezer freezer;
+  looping_thread victim(freezer, task_kind::user);
+  looping_thread other(freezer, task_kind::user);
+  REQUIRE(freezer.freeze_processes() == status::ok);
+  REQUIRE(victim.stands_still());
+
+  victim.task.set_nofreeze();
+
+  CHECK(victim.gets_on());
+  CHECK(other.stands_still());
+  CHECK_FALSE(victim.task.is_frozen());
+  freezer.thaw_processes();
+}
+
 // -- order of success, deadline and wakeup
 
 TEST_CASE("scenario 11: an abort from before a freeze is forgotten") {
   sequential s;
-  s.freezer.abort();
-
-  CHECK(s.freezer.freeze_processes(s.report) == status::ok);
-
+  SUBCASE("with nothing to freeze") {
+    s.freezer.abort();
+    CHECK(s.freezer.freeze_processes(s.report) == status::ok);
+    CHECK(virtual_clock::now() == 0);
+    s.freezer.thaw_processes();
+  }
+  SUBCASE("with a task that needs a round") {
+    sequential::task slow(s.freezer, "slow", task_kind::user);
+    std::unique_ptr<sequential::task::freezable_sleep> sleep;
+    virtual_clock::on_sleep() = [&] {
+      sleep = std::make_unique<sequential::task::freezable_sleep>(slow);
+    };
+    s.freezer.abort();
+    CHECK(s.freezer.freeze_processes(s.report) == status::ok);
+    CHECK(virtual_clock::now() == 1);
+    s.freezer.thaw_processes();
+  }
   CHECK_FALSE(s.report.aborted);
-  CHECK(virtual_clock::now() == 0);
+  CHECK_FALSE(s.wakeup.pending());
+}
+
+TEST_CASE(
+    "scenario 22: the kernel pass takes as long as the item that runs, and parks the others") {
+  sequential s;
+  std::vector<std::string> log;
+  std::atomic<bool> entered{false}, open{false};
+  running w1([&] {
+    log.emplace_back("w1");
+    if (entered.exchange(true)) return;
+    while (!open) std::this_thread::yield();
+    CHECK(s.queue.queue(w1.work));
+  });
+  running w2([&] { log.emplace_back("w2"); });
+  running w3([&] { log.emplace_back("w3"); });
+  running w4([&] { log.emplace_back("w4"); });
+  s.queue.queue(w1.work);
+  std::thread runner([&] { s.queue.run_pending(); });
+  while (!entered) std::this_thread::yield();
+  s.queue.queue(w2.work);
+  s.queue.queue_delayed(w4.work, ms(50));
+  virtual_clock::on_sleep() = [&] {
+    (void)s.queue.queue(w3.work);
+    if (virtual_clock::now() < 100 || !runner.joinable()) return;
+    open = true;
+    runner.join();
+  };
+
+  CHECK(s.freezer.freeze_kernel_threads(s.report) == status::ok);
+
+  CHECK(s.report.elapsed >= ms(100));
+  CHECK(s.report.elapsed <= ms(110));
+  CHECK(log == std::vector<std::string>{"w1"});
+  CHECK_FALSE(s.queue.run_pending());
   s.freezer.thaw_processes();
+  while (s.queue.run_pending()) {
+  }
+  CHECK(log == std::vector<std::string>{"w1", "w2", "w3", "w4", "w1"});
+}
+
+TEST_CASE("scenario 23: the kernel pass waits for an item that was activated, and not started") {
+  sequential s;
+  basic_work_queue<virtual_platform> wide("wide", work_queue_flags::freezable, 4);
+  s.freezer.add(wide);
+  std::atomic<int> entered{0}, open{0};
+  const auto wait_for_turn = [&] {
+    for (const int turn = ++entered; open < turn;) std::this_thread::yield();
+  };
+  running a(wait_for_turn), b(wait_for_turn);
+  wide.queue(a.work);
+  wide.queue(b.work);
+  std::thread one_worker([&] { wide.run_pending(); });
+  while (entered < 1) std::this_thread::yield();
+  virtual_clock::on_sleep() = [&] {
+    if (virtual_clock::now() < 20) return;
+    open = 1;
+    while (entered < 2) std::this_thread::yield();
+    if (virtual_clock::now() < 40 || !one_worker.joinable()) return;
+    open = 2;
+    one_worker.join();
+  };
+
+  CHECK(s.freezer.freeze_kernel_threads(s.report) == status::ok);
+
+  CHECK(entered == 2);
+  CHECK(s.report.elapsed >= ms(40));
+  CHECK(s.report.elapsed <= ms(50));
+  s.freezer.thaw_processes();
+  s.freezer.remove(wide);
 }
 
 TEST_CASE(
@@ -368,6 +491,21 @@ TEST_CASE("that nothing is left wins over a pending wakeup") {
   s.freezer.thaw_processes();
 }
 
+TEST_CASE("the deadline wins over a wakeup") {
+  sequential s;
+  sequential::task stubborn(s.freezer, "stubborn", task_kind::user);
+  s.freezer.set_timeout(ms(100));
+  virtual_clock::on_sleep() = [&] {
+    if (virtual_clock::now() > 100) s.freezer.abort();
+  };
+
+  CHECK(s.freezer.freeze_processes(s.report) == status::busy);
+
+  CHECK(s.report.elapsed > ms(100));
+  CHECK_FALSE(s.report.aborted);
+  CHECK(s.wakeup.pending());
+}
+
 TEST_CASE("success in the last round wins over the deadline") {
   sequential s;
   sequential::item started;
@@ -454,35 +592,99 @@ TEST_CASE("a report names the stragglers, the first eight of them") {
   s.freezer.remove(second);
 }
 
-TEST_CASE("the last step comes after the user tasks, and if it refuses everything is thawed") {
+TEST_CASE("a report is kept for who did not call the pass himself, one of each kind") {
+  sequential s;
+  sequential::task user(s.freezer, "user", task_kind::user);
+  sequential::item started;
+  s.queue.queue(started.work);
+  s.freezer.set_timeout(ms(50));
+  CHECK(s.freezer.last_report(task_kind::user).tasks_refusing == 0);
+
+  CHECK(s.freezer.freeze_processes() == status::busy);
+  CHECK(s.freezer.freeze_kernel_threads() == status::busy);
+
+  const auto first = s.freezer.last_report(task_kind::user);
+  CHECK(first.tasks_refusing == 1);
+  CHECK(first.tasks[0] == std::string("user"));
+  CHECK(first.queues_busy == 0);
+  CHECK(first.elapsed >= ms(50));
+  const auto second = s.freezer.last_report(task_kind::kernel);
+  CHECK(second.queues_busy == 1);
+  CHECK(second.queues[0] == std::string("poll"));
+  s.queue.run_pending();
+}
+
+TEST_CASE("the steps around the user tasks: the first to stop is the last to go on") {
   sequential s;
   sequential::task user(s.freezer, "user", task_kind::user);
   const sequential::task::freezable_sleep sleep(user);
-  struct killer {
-    std::string log;
-    bool refuses = true;
-  } oom;
+  struct service {
+    static bool stop(void* context, virtual_platform::duration limit) noexcept {
+      auto& self = *static_cast<service*>(context);
+      self.log += self.name + (limit == ms(70) ? "- " : ": wrong limit ");
+      CHECK(self.user.is_frozen() == self.comes_last);
+      return !self.refuses;
+    }
+    static void go_on(void* context) noexcept {
+      auto& self = *static_cast<service*>(context);
+      self.log += self.name + "+ ";
+      CHECK_FALSE(self.user.is_freezing());
+      CHECK(self.user.is_frozen());  // and does not go on yet
+    }
+    std::string& log;
+    sequential::task& user;
+    std::string name;
+    bool comes_last;
+    bool refuses = false;
+  };
+  std::string log;
+  service helpers{log, user, "helpers", false}, killer{log, user, "killer", true};
   s.freezer.set_timeout(ms(70));
-  s.freezer.set_last_step(
-      {[](void* context, virtual_platform::duration limit) noexcept {
-         auto& self = *static_cast<killer*>(context);
-         self.log += limit == ms(70) ? "stop " : "wrong limit ";
-         return !self.refuses;
-       },
-       [](void* context) noexcept { static_cast<killer*>(context)->log += "go on "; }, &oom});
+  s.freezer.set_first_step({&service::stop, &service::go_on, &helpers});
+  s.freezer.set_last_step({&service::stop, &service::go_on, &killer});
 
-  CHECK(s.freezer.freeze_processes(s.report) == status::busy);
-  CHECK(s.report.last_step_refused);
-  CHECK(oom.log == "stop ");
-  CHECK_FALSE(user.is_freezing());
+  SUBCASE("nobody refuses") {
+    CHECK(s.freezer.freeze_processes(s.report) == status::ok);
+    CHECK(s.freezer.freeze_kernel_threads() == status::ok);
+    s.freezer.thaw_kernel_threads();
+    CHECK(log == "helpers- killer- ");
+    CHECK(s.freezer.freeze_kernel_threads() == status::ok);
+    s.freezer.thaw_processes();
+    CHECK(log == "helpers- killer- killer+ helpers+ ");
+  }
+  SUBCASE("the last refuses: everything is thawed") {
+    killer.refuses = true;
+    CHECK(s.freezer.freeze_processes(s.report) == status::busy);
+    CHECK(s.report.last_step_refused);
+    CHECK(log == "helpers- killer- helpers+ ");
+  }
+  SUBCASE("the first refuses: nothing is touched, an earlier abort stays") {
+    helpers.refuses = true;
+    s.freezer.abort();
+    CHECK(s.freezer.freeze_processes(s.report) == status::busy);
+    CHECK(s.report.first_step_refused);
+    CHECK(s.wakeup.pending());
+    CHECK(log == "helpers- ");
+  }
+  CHECK_FALSE(user.is_frozen());
+  CHECK_FALSE(s.freezer.freezes_user_tasks());
+}
 
-  oom.refuses = false;
-  CHECK(s.freezer.freeze_processes(s.report) == status::ok);
-  CHECK(s.freezer.freeze_kernel_threads() == status::ok);
-  s.freezer.thaw_kernel_threads();
-  CHECK(oom.log == "stop stop ");
+TEST_CASE("the queues are thawed after the steps have gone on") {
+  sequential s;
+  s.freezer.set_last_step({[](void*, virtual_platform::duration) noexcept { return true; },
+                           [](void* it) noexcept {
+                             auto& self = *static_cast<sequential*>(it);
+                             CHECK_FALSE(self.freezer.freezes_everything());
+                             CHECK(self.queue.is_frozen());
+                           },
+                           &s});
+  REQUIRE(s.freezer.freeze_processes() == status::ok);
+  REQUIRE(s.freezer.freeze_kernel_threads() == status::ok);
+
   s.freezer.thaw_processes();
-  CHECK(oom.log == "stop stop go on ");
+
+  CHECK_FALSE(s.queue.is_frozen());
 }
 
 TEST_CASE("a task that sleeps on after the thaw does not count as frozen") {
@@ -510,7 +712,88 @@ TEST_CASE("the kernel pass of another thread does not take the thaw from who fro
   CHECK_FALSE(freezer.freezes_everything());
 }
 
+TEST_CASE("a freeze by another thread is refused, and takes neither the thaw nor the abort away") {
+  misuse_log misuse;
+  default_freezer::wakeup wakeup;
+  default_freezer freezer(&wakeup);
+  default_freezer::report report;
+  const auto from_elsewhere = [&] {
+    std::thread([&] {
+      CHECK(freezer.freeze_processes(report) == status::busy);
+      CHECK_FALSE(report.aborted);
+    }).join();
+  };
+  SUBCASE("after the user pass") {
+    REQUIRE(freezer.freeze_processes() == status::ok);
+    freezer.abort();
+    from_elsewhere();
+    CHECK(freezer.freezes_user_tasks());
+  }
+  SUBCASE("after the kernel pass") {
+    REQUIRE(freezer.freeze_kernel_threads() == status::ok);
+    freezer.abort();
+    from_elsewhere();
+    CHECK_FALSE(freezer.freezes_user_tasks());
+    CHECK(freezer.freezes_everything());
+  }
+  CHECK(misuse.take() == 1);
+  CHECK(wakeup.pending());
+
+  freezer.thaw_processes();
+  CHECK(misuse.count() == 0);
+  CHECK_FALSE(freezer.freezes_everything());
+  std::thread([&] {
+    CHECK(freezer.freeze_processes() == status::ok);
+    freezer.thaw_processes();
+  }).join();
+}
+
+TEST_CASE("the time a pass may take can be changed while one goes on") {
+  default_freezer freezer;
+  std::atomic<bool> stop{false};
+  worker changes([&] {
+    while (!stop) freezer.set_timeout(ms(20000));
+  });
+  for (int n = 0; n < 1000; ++n) {
+    CHECK(freezer.freeze_processes() == status::ok);
+    freezer.thaw_processes();
+  }
+  stop = true;
+}
+
 // -- hibernation
+
+TEST_CASE("after an image was put back, it is who did so that cannot wait for parked items") {
+  misuse_log misuse;
+  default_freezer freezer;
+  default_queue queue("poll", work_queue_flags::freezable);
+  counted_item<pmgate::default_platform> parked;
+  freezer.add(queue);
+  std::atomic<bool> saved{false}, put_back{false};
+  worker sleeps([&] {
+    REQUIRE(freezer.freeze_processes() == status::ok);
+    REQUIRE(freezer.freeze_kernel_threads() == status::ok);
+    queue.queue(parked.work);
+    freezer.save_image();
+    saved = true;
+    while (!put_back) std::this_thread::yield();
+    CHECK(queue.flush(parked.work) == status::ok);  // somebody else thaws
+  });
+  while (!saved) std::this_thread::yield();
+
+  freezer.put_back_image();
+  CHECK(queue.flush(parked.work) == status::deadlock);
+  CHECK(queue.flush() == status::deadlock);
+  CHECK(misuse.take() == 2);
+
+  put_back = true;
+  CHECK(sleeps.is_blocked());
+  freezer.thaw_processes();
+  CHECK(queue.run_pending());
+  sleeps.join();
+  CHECK(misuse.count() == 0);
+  freezer.remove(queue);
+}
 
 TEST_CASE("what was queued after the image was made is not in it, what was pending is") {
   sequential s;

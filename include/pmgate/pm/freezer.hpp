@@ -17,6 +17,7 @@
 
 #include <pmgate/platform.hpp>
 #include <pmgate/pm/freezable_task.hpp>
+#include <pmgate/pm/user_step.hpp>
 #include <pmgate/pm/wakeup.hpp>
 #include <pmgate/pm/work_queue.hpp>
 #include <pmgate/status.hpp>
@@ -36,6 +37,7 @@ class basic_freezer {
  public:
   using task = basic_freezable_task<Platform>;
   using queue = basic_work_queue<Platform>;
+  using user_step = basic_user_step<Platform>;
   using duration = typename Platform::duration;
   using time_point = typename Platform::time_point;
   using wakeup = basic_wakeup<Platform>;
@@ -44,25 +46,17 @@ class basic_freezer {
   struct report {
     static constexpr unsigned names = 8;  ///< how many stragglers are named
 
-    bool aborted = false;            ///< ended by a wakeup, not by the deadline
-    unsigned tasks_refusing = 0;     ///< tasks that reached no freeze point
-    unsigned queues_busy = 0;        ///< freezable queues with active items
-    const char* tasks[names] = {};   ///< the first of them
-    const char* queues[names] = {};  ///< the first of them
-    bool last_step_refused = false;  ///< set_last_step()
+    bool aborted = false;             ///< ended by a wakeup, not by the deadline
+    unsigned tasks_refusing = 0;      ///< tasks that reached no freeze point
+    unsigned queues_busy = 0;         ///< freezable queues with active items
+    const char* tasks[names] = {};    ///< the first of them
+    const char* queues[names] = {};   ///< the first of them
+    bool first_step_refused = false;  ///< set_first_step()
+    bool last_step_refused = false;   ///< set_last_step()
     duration elapsed{};
 
     /// Kernel: wq_busy.
     [[nodiscard]] bool wq_busy() const noexcept { return queues_busy != 0; }
-  };
-
-  /// What user tasks need while they are being stopped, such as the killer of tasks
-  /// when memory runs out: stopped after them, within the time given, and put on again
-  /// before they go on.
-  struct last_step {
-    bool (*stop)(void* context, duration limit) noexcept = nullptr;  ///< false: could not
-    void (*go_on)(void* context) noexcept = nullptr;
-    void* context = nullptr;
   };
 
   /// The wakeup is asked in each round of a pass; null: one of its own.
@@ -86,10 +80,16 @@ class basic_freezer {
   /// Kernel: /sys/power/pm_freeze_timeout.
   void set_timeout(duration timeout) noexcept;
 
-  /// Precondition: set before the freezer is used. Called outside every lock.
+  /// What is stopped before the first user task is asked, such as whatever starts
+  /// new ones. Called outside every lock.
   ///
-  /// Kernel: oom_killer_disable(), usermodehelper_disable().
-  void set_last_step(const last_step& step) noexcept { last_step_ = step; }
+  /// Precondition: set before the freezer is used.  Kernel: usermodehelper_disable().
+  void set_first_step(const user_step& step) noexcept { first_step_.set(step); }
+  /// What is stopped when the last user task is, such as the killer of tasks when memory
+  /// runs out; put on again before the first step is.
+  ///
+  /// Precondition: as set_first_step().  Kernel: oom_killer_disable().
+  void set_last_step(const user_step& step) noexcept { last_step_.set(step); }
 
   /// Ends the pass under way, and those after it up to the next freeze_processes().
   ///
@@ -100,7 +100,9 @@ class basic_freezer {
 
   /// Stops the user tasks. Forgets an earlier abort(). Queues go on.
   ///
-  /// Returns: ok; busy if the budget ran out or on a wakeup: everything is thawed.
+  /// Precondition: nothing is frozen, or by this thread. (Kernel: not looked at.)
+  /// Returns: ok; busy if the budget ran out, a step refused, or on a wakeup: everything
+  /// is thawed; busy, with no effect, if another thread has frozen or is about to.
   /// That nothing is left wins over the deadline, and the deadline over a wakeup.
   /// Blocks: in rounds of 1 ms, doubling to 8 ms.  Kernel: freeze_processes().
   [[nodiscard]] status freeze_processes() noexcept;
@@ -141,6 +143,9 @@ class basic_freezer {
   [[nodiscard]] bool freezes_user_tasks() const noexcept { return has_mode(user_mode); }
   /// True from freeze_kernel_threads() to its undoing.  Kernel: pm_nosig_freezing.
   [[nodiscard]] bool freezes_everything() const noexcept { return has_mode(full_mode); }
+  /// How the last pass over tasks of that kind went, whoever called it: suspend(), say. The
+  /// names are those that the tasks and queues were given.
+  [[nodiscard]] report last_report(task_kind pass) noexcept;
 
  private:
   friend class basic_freezable_task<Platform>;
@@ -152,23 +157,28 @@ class basic_freezer {
     return (mode_.load(std::memory_order_acquire) & mode) != 0;
   }
   void set_mode(std::uint32_t set, std::uint32_t clear) noexcept;
+  bool begin_to_freeze() noexcept;
+  bool stop_user_tasks(report& result) noexcept;
   bool must_freeze(const task& entry) const noexcept;
   bool refrigerate(task& entry, bool until_stopped) noexcept;
   void wake_tasks() noexcept;
   void thaw_queues() noexcept;
   bool is_frozen_now(report& result, bool with_queues) noexcept;
   bool poll(report& result, bool with_queues) noexcept;
-  bool take_last_step(report& result) noexcept;
+  void keep(const report& result, task_kind pass) noexcept;
+  duration budget() noexcept;
   void thaw_all() noexcept;
   static void sleep_until(time_point when) noexcept;
 
   wakeup own_wakeup_;
   wakeup& wakeup_;
-  last_step last_step_{};
+  detail::taken_step<Platform> first_step_;  // this and the next: the freezing thread's
+  detail::taken_step<Platform> last_step_;
   typename Platform::template atomic<std::uint32_t> mode_{0};  // written under lock_
+  // Under lock_:
   duration timeout_ = Platform::milliseconds(20000);
-  bool last_step_taken_ = false;                    // the freezing thread's
-  typename Platform::thread_id freezing_thread_{};  // this and the lists: under lock_
+  report last_[2];
+  typename Platform::thread_id freezing_thread_{};
   task* tasks_ = nullptr;
   queue* queues_ = nullptr;
   typename Platform::wait_word thaws_{0};  // counts reasons to leave the refrigerator
@@ -301,7 +311,7 @@ bool basic_freezer<Platform>::is_frozen_now(report& result, bool with_queues) no
 template <platform Platform>
 bool basic_freezer<Platform>::poll(report& result, bool with_queues) noexcept {
   const time_point begin = Platform::now();
-  const time_point deadline = begin + timeout_;
+  const time_point deadline = begin + budget();
   const duration longest = Platform::milliseconds(8);
   duration pause = Platform::milliseconds(1);
   bool done = false;
@@ -323,25 +333,61 @@ void basic_freezer<Platform>::sleep_until(time_point when) noexcept {
   while (Platform::now() < when) (void)nobody_changes_it.wait_until(0, when);
 }
 
+/// Makes the caller the one to thaw, unless somebody else is.
+template <platform Platform>
+bool basic_freezer<Platform>::begin_to_freeze() noexcept {
+  const scoped_lock guard(lock_);
+  const bool nobody = freezing_thread_ == typename Platform::thread_id{};
+  if (nobody) freezing_thread_ = Platform::this_thread();
+  return freezing_thread_ == Platform::this_thread();
+}
+
 template <platform Platform>
 status basic_freezer<Platform>::freeze_processes(report& result) noexcept {
-  wakeup_.clear();
-  {
-    const scoped_lock guard(lock_);
-    freezing_thread_ = Platform::this_thread();
-    set_mode(user_mode, 0);
+  result = report{};
+  if (!begin_to_freeze()) {
+    Platform::misuse("freeze_processes() while another thread freezes");
+    return status::busy;
   }
-  if (poll(result, false) && take_last_step(result)) return status::ok;
+  const bool done = stop_user_tasks(result);
+  keep(result, task_kind::user);
+  if (done) return status::ok;
   thaw_all();
   return status::busy;
 }
 
+/// The first step, the tasks, the last step.
 template <platform Platform>
-bool basic_freezer<Platform>::take_last_step(report& result) noexcept {
-  if (last_step_.stop == nullptr || last_step_taken_) return true;
-  last_step_taken_ = last_step_.stop(last_step_.context, timeout_);
-  result.last_step_refused = !last_step_taken_;
-  return last_step_taken_;
+bool basic_freezer<Platform>::stop_user_tasks(report& result) noexcept {
+  result.first_step_refused = !first_step_.stop(budget());
+  if (result.first_step_refused) return false;
+  wakeup_.clear();
+  {
+    const scoped_lock guard(lock_);
+    set_mode(user_mode, 0);
+  }
+  if (!poll(result, false)) return false;
+  result.last_step_refused = !last_step_.stop(budget());
+  return !result.last_step_refused;
+}
+
+template <platform Platform>
+void basic_freezer<Platform>::keep(const report& result, task_kind pass) noexcept {
+  const scoped_lock guard(lock_);
+  last_[static_cast<unsigned>(pass)] = result;
+}
+
+template <platform Platform>
+typename basic_freezer<Platform>::report basic_freezer<Platform>::last_report(
+    task_kind pass) noexcept {
+  const scoped_lock guard(lock_);
+  return last_[static_cast<unsigned>(pass)];
+}
+
+template <platform Platform>
+typename basic_freezer<Platform>::duration basic_freezer<Platform>::budget() noexcept {
+  const scoped_lock guard(lock_);
+  return timeout_;
 }
 
 template <platform Platform>
@@ -352,15 +398,17 @@ status basic_freezer<Platform>::freeze_processes() noexcept {
 
 template <platform Platform>
 status basic_freezer<Platform>::freeze_kernel_threads(report& result) noexcept {
+  (void)begin_to_freeze();  // whoever froze the user tasks stays the one to thaw
   {
     const scoped_lock guard(lock_);
-    if (!has_mode(user_mode)) freezing_thread_ = Platform::this_thread();
     set_mode(full_mode, 0);
     for (queue* entry = queues_; entry != nullptr; entry = entry->next_registered_) {
       entry->freeze_for(freezing_thread_);
     }
   }
-  if (poll(result, true)) return status::ok;
+  const bool done = poll(result, true);
+  keep(result, task_kind::kernel);
+  if (done) return status::ok;
   thaw_kernel_threads();
   return status::busy;
 }
@@ -395,10 +443,13 @@ void basic_freezer<Platform>::thaw_processes() noexcept {
 
 template <platform Platform>
 void basic_freezer<Platform>::thaw_all() noexcept {
-  if (last_step_taken_) last_step_.go_on(last_step_.context);
-  last_step_taken_ = false;
-  const scoped_lock guard(lock_);
-  set_mode(0, user_mode | full_mode);
+  {
+    const scoped_lock guard(lock_);
+    set_mode(0, user_mode | full_mode);
+  }
+  last_step_.go_on();
+  first_step_.go_on();
+  const scoped_lock guard(lock_);  // until here nobody else begins to freeze
   freezing_thread_ = typename Platform::thread_id{};
   thaw_queues();
   wake_tasks();
