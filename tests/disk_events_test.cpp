@@ -137,7 +137,10 @@ TEST_CASE("scenario 35: checks go on when as many have unblocked as have blocked
   CHECK(s.checks == 1);
 
   s.events.unblock();
-  virtual_clock::advance(10);
+  virtual_clock::advance(9);
+  s.run();
+  CHECK(s.checks == 1);
+  virtual_clock::advance(1);
   s.run();
   CHECK(s.checks == 2);
 }
@@ -208,6 +211,60 @@ TEST_CASE("flushing has a check come at once, unless blocked") {
   s.run();
   CHECK(s.checks == 2);
   CHECK(s.asked_for == 2);
+}
+
+TEST_CASE("a new interval has a check come at once, unless blocked; none takes one away") {
+  sequential s;
+  SUBCASE("after the first unblock") { s.events.unblock(); }
+  SUBCASE("after a flush") {
+    s.events.unblock();
+    s.run();
+    s.checks = 0;
+    s.events.flush(1);
+  }
+  SUBCASE("while one is due in an hour") {
+    s.events.set_poll_interval(ms(3600000));
+    s.events.unblock();
+    s.run();
+    s.checks = 0;
+  }
+  s.events.set_poll_interval(ms(1000));
+  s.run();
+  CHECK(s.checks == 1);
+  virtual_clock::advance(999);
+  s.run();
+  CHECK(s.checks == 1);
+  virtual_clock::advance(1);
+  s.run();
+  CHECK(s.checks == 2);
+
+  s.events.block();
+  s.events.set_poll_interval(ms(10));
+  virtual_clock::advance(100);
+  s.run();
+  CHECK(s.checks == 2);
+}
+
+TEST_CASE("whoever is told of an event finds the next check on its way") {
+  virtual_clock::reset();
+  struct disk {
+    static unsigned check(void*, unsigned) noexcept { return 1; }
+    static void notify(void* context, unsigned) noexcept {
+      auto& self = *static_cast<disk*>(context);
+      virtual_platform::time_point when{};
+      self.was_armed = self.queue.next_timer(when);
+    }
+    bool was_armed = false;
+    basic_work_queue<virtual_platform> queue{"events"};
+    basic_disk_events<virtual_platform> events{queue, &check, &notify, this};
+  } d;
+  d.events.set_poll_interval(ms(10));
+  d.events.unblock();
+
+  CHECK(d.queue.run_pending());
+
+  CHECK(d.was_armed);
+  d.events.block();
 }
 
 TEST_CASE("a check whose time comes while the queue is frozen is parked, and runs after") {

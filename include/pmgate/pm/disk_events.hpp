@@ -43,7 +43,10 @@ class basic_disk_events {
   basic_disk_events(const basic_disk_events&) = delete;
   basic_disk_events& operator=(const basic_disk_events&) = delete;
 
-  /// The time between two checks; none at first: checks on request only.
+  /// The time between two checks; none at first: checks on request only. Unless blocked
+  /// a check comes at once, and the next one after the new time.
+  ///
+  /// Blocks: no.  Kernel: /sys/block/<disk>/events_poll_msecs.
   void set_poll_interval(duration interval) noexcept;
 
   /// No check from now on, until as many unblock() calls. The first one cancels what is
@@ -70,12 +73,9 @@ class basic_disk_events {
 
  private:
   static void run(basic_work<Platform>& item) noexcept {
-    auto& self = *static_cast<basic_disk_events*>(item.context());
-    self.check();
-    self.check_again();
+    static_cast<basic_disk_events*>(item.context())->check();
   }
   void check() noexcept;
-  void check_again() noexcept;
   void unblock(bool check_now) noexcept;
 
   queue& queue_;
@@ -98,7 +98,7 @@ template <platform Platform>
 void basic_disk_events<Platform>::set_poll_interval(duration interval) noexcept {
   const scoped_lock guard(lock_);
   interval_ = interval;
-  if (depth_ == 0 && duration{} < interval_) (void)queue_.modify_delayed(work_, interval_);
+  if (depth_ == 0) (void)queue_.modify_delayed(work_, duration{});
 }
 
 template <platform Platform>
@@ -164,6 +164,7 @@ unsigned basic_disk_events<Platform>::depth() noexcept {
   return depth_;
 }
 
+/// The next check is on its way before anybody is told: telling may take its time.
 template <platform Platform>
 void basic_disk_events<Platform>::check() noexcept {
   unsigned clearing = 0;
@@ -177,14 +178,9 @@ void basic_disk_events<Platform>::check() noexcept {
     found &= ~known_;
     known_ |= found;
     clearing_ &= ~clearing;
+    if (depth_ == 0 && duration{} < interval_) (void)queue_.queue_delayed(work_, interval_);
   }
   if (found != 0 && notify_ != nullptr) notify_(context_, found);
-}
-
-template <platform Platform>
-void basic_disk_events<Platform>::check_again() noexcept {
-  const scoped_lock guard(lock_);
-  if (depth_ == 0 && duration{} < interval_) (void)queue_.queue_delayed(work_, interval_);
 }
 
 }  // namespace pmgate::pm
