@@ -35,6 +35,7 @@ using pmgate::pm::hibernate;
 using pmgate::pm::notice;
 using pmgate::pm::phase;
 using pmgate::pm::power_off_mode;
+using pmgate::pm::refused_by;
 using pmgate::pm::restore;
 using pmgate::pm::restore_freeze;
 using pmgate::pm::sleep_mode;
@@ -76,7 +77,9 @@ const char* name_of(step what) {
     case step::image_memory: return "memory";
     case step::snapshot: return "snapshot";
     case step::write_image: return "write";
+    case step::platform_enter: return "platform_enter";
     case step::power_off: return "power_off";
+    case step::open_image: return "open";
     case step::read_image: return "read";
     case step::jump: return "jump";
   }
@@ -124,13 +127,25 @@ struct rig {
     virtual_clock::reset();
   }
   status on_step(step what, bool undo) {
-    steps += (steps.empty() ? "" : " ") + std::string(undo ? "-" : "") + name_of(what);
+    const std::string word = std::string(undo ? "-" : "") + name_of(what);
+    steps += (steps.empty() ? "" : " ") + word;
+    tell(word);
     if (undo) {
       if (when_undone.count(what) != 0) when_undone[what]();
       return status::ok;
     }
     const auto found = then.find(what);
     return found != then.end() ? found->second() : status::ok;
+  }
+  /// Into the story: steps, [notices], and who is (frozen) since when.
+  void tell(const std::string& word) {
+    const auto& freezer = kernel.freezer;
+    const std::string now = freezer.freezes_everything()   ? "(all)"
+                            : freezer.freezes_user_tasks() ? "(user)"
+                                                           : "(nobody)";
+    if (now != frozen) story += " " + now;
+    frozen = now;
+    story += (story.empty() ? "" : " ") + word;
   }
   void fail(step what) {
     then[what] = [] { return status::io_error; };
@@ -177,6 +192,9 @@ struct rig {
   std::map<step, std::function<void()>> when_undone;
   int refusing = 1;  // how often a step with an action refused
   std::string notices;
+  status says = status::ok;  // the notifier
+  std::string frozen = "(nobody)";
+  std::string story;
   tree_of_eight<P> nodes{log};
   basic_kernel<P> kernel;
   basic_work_queue<P> queue{"queue", work_queue_flags::freezable, 0};
@@ -186,7 +204,8 @@ struct rig {
                            auto& self = *static_cast<rig*>(it.context());
                            self.notices += (self.notices.empty() ? "" : " ");
                            self.notices += name_of(what);
-                           return status::ok;
+                           self.tell(std::string("[") + name_of(what) + "]");
+                           return self.says;
                          },
                          this};
 };
@@ -214,9 +233,15 @@ TEST_CASE_TEMPLATE("a suspend takes every step down and its mirror up", P, virtu
   CHECK(s.steps ==
         "sync platform console prepare prepare_late noirq cpus irqs syscore enter -syscore -irqs "
         "-cpus -noirq -prepare_late -prepare -console -platform");
+  CHECK(
+      s.story ==
+      "sync [suspend_prepare] (all) platform console prepare prepare_late noirq cpus irqs syscore "
+      "enter -syscore -irqs -cpus -noirq -prepare_late -prepare -console -platform (nobody) "
+      "[post_suspend]");
   CHECK(s.log.of("suspend_noirq") == down_order);
   CHECK(s.log.of("resume") == up_order);
   CHECK(s.notices == "suspend_prepare post_suspend");
+  CHECK(s.kernel.last_refusal().whom == refused_by::nobody);
   s.check_awake();
   CHECK(misuse.count() == 0);
 }
@@ -238,6 +263,9 @@ TEST_CASE("whatever step refuses, everything is undone") {
     rig<> s;
     s.fail(refused);
     CHECK(suspend(s.kernel) == status::io_error);
+    CHECK(s.kernel.last_refusal().whom == refused_by::machine);
+    CHECK(s.kernel.last_refusal().what == refused);
+    CHECK(s.kernel.last_refusal().said == status::io_error);
     CHECK(s.log.of("resume") == (s.log.of("suspend").empty() ? "" : up_order));
     CHECK(s.notices == "suspend_prepare post_suspend");
     s.check_awake();
@@ -261,24 +289,94 @@ TEST_CASE("scenario 9: a wakeup in the noirq phase is found at the syscore stage
   s.check_awake();
 }
 
+TEST_CASE(
+    "a wakeup that comes after the last check of the core is found before the machine sleeps") {
+  rig<> s;
+  s.refusing = 0;
+  SUBCASE("in the core") {
+    s.then[step::syscore] = [&] { return s.kernel.wakeup.abort(), status::ok; };
+    CHECK(suspend(s.kernel) == status::busy);
+  }
+  SUBCASE("before it is idle") {
+    s.then[step::platform_noirq] = [&] { return s.kernel.wakeup.abort(), status::ok; };
+    CHECK(suspend(s.kernel, sleep_mode::idle) == status::busy);
+  }
+  CHECK(s.count("enter") == 0);
+  CHECK(s.kernel.last_refusal().whom == refused_by::wakeups);
+  s.check_awake();
+}
+
+TEST_CASE("scenario 7: an error on the way up does not change what a suspend returns") {
+  rig<> s;
+  s.nodes.S.fail("resume");
+  CHECK(suspend(s.kernel) == status::ok);
+  CHECK(s.log.of("resume") == up_order);
+  CHECK(s.kernel.devices.failures(phase::resume) == 1);
+  CHECK(s.kernel.last_refusal().whom == refused_by::nobody);
+  s.check_awake();
+}
+
+TEST_CASE("who refused is known afterwards: a task, a queue, a device, a notifier") {
+  rig<> s;
+  s.kernel.freezer.set_timeout(ms(50));
+  SUBCASE("a task") {
+    s.sleep.reset();
+    CHECK(suspend(s.kernel) == status::busy);
+    CHECK(s.kernel.last_refusal().whom == refused_by::user_tasks);
+    CHECK(s.kernel.freezer.last_report(task_kind::user).tasks[0] == std::string("user"));
+  }
+  SUBCASE("a queue") {
+    rig<>::item stuck;
+    CHECK(s.queue.queue(stuck.work));
+    CHECK(suspend(s.kernel) == status::busy);
+    CHECK(s.kernel.last_refusal().whom == refused_by::kernel_threads);
+    CHECK(s.kernel.freezer.last_report(task_kind::kernel).queues[0] == std::string("queue"));
+    CHECK(s.queue.run_pending());
+  }
+  SUBCASE("a device") {
+    const char* callback = nullptr;
+    SUBCASE("that prepares") { callback = "prepare"; }
+    SUBCASE("in the main phase") { callback = "suspend"; }
+    SUBCASE("in the late phase") { callback = "suspend_late"; }
+    SUBCASE("in the noirq phase") { callback = "suspend_noirq"; }
+    s.nodes.t.fail(callback);
+    CHECK(suspend(s.kernel) == status::io_error);
+    CHECK(s.kernel.last_refusal().whom == refused_by::devices);
+    CHECK(s.kernel.devices.last_failure().name == std::string("t"));
+  }
+  SUBCASE("a notifier") {
+    s.says = status::io_error;
+    CHECK(suspend(s.kernel) == status::io_error);
+    CHECK(s.kernel.last_refusal().whom == refused_by::notifiers);
+  }
+  s.check_awake();
+  s.says = status::ok;
+  s.sleep.emplace(s.user);
+  s.nodes.t.then.clear();
+  CHECK(suspend(s.kernel) == status::ok);
+  CHECK(s.kernel.last_refusal().whom == refused_by::nobody);
+}
+
 TEST_CASE("scenario 21: who objects is not told that it is over, those before him are") {
   misuse_log misuse;
   rig<> s;
   std::string log;
   struct listener {
-    listener(std::string its_name, std::string& into, status says)
-        : name(std::move(its_name)), log(into), answer(says) {}
+    listener(std::string its_name, rig<>& its, std::string& into, status says)
+        : name(std::move(its_name)), system(its), log(into), answer(says) {}
     static status hear(basic_notifier<virtual_platform>& it, notice what) noexcept {
       auto& self = *static_cast<listener*>(it.context());
       self.log += self.name + (what == notice::suspend_prepare ? "+ " : "- ");
+      CHECK_FALSE(self.system.kernel.freezer.freezes_user_tasks());
       return self.answer;
     }
     std::string name;
+    rig<>& system;
     std::string& log;
     status answer;
     basic_notifier<virtual_platform> entry{&hear, this};
   };
-  listener a("A", log, status::ok), b("B", log, status::io_error), c("C", log, status::ok);
+  listener a("A", s, log, status::ok), b("B", s, log, status::io_error), c("C", s, log, status::ok);
   for (listener* each : {&a, &b, &c}) CHECK(s.kernel.notifiers.add(each->entry) == status::ok);
   CHECK(s.kernel.notifiers.add(a.entry) == status::invalid);
 
@@ -286,7 +384,7 @@ TEST_CASE("scenario 21: who objects is not told that it is over, those before hi
 
   CHECK(log == "A+ B+ A- ");
   CHECK(s.log.size() == 0);
-  CHECK(s.steps == "sync");
+  CHECK(s.story == "sync [suspend_prepare] [post_suspend]");
   s.check_awake();
   for (listener* each : {&a, &b, &c}) CHECK(s.kernel.notifiers.remove(each->entry) == status::ok);
   CHECK(s.kernel.notifiers.remove(a.entry) == status::invalid);
@@ -334,7 +432,11 @@ TEST_CASE("scenario 17: a device is frozen, thawed to write the image, and power
   CHECK(s.steps ==
         "sync platform memory console pre_snapshot cpus irqs syscore snapshot -syscore -irqs -cpus "
         "-pre_snapshot -console -platform write platform console noirq cpus irqs syscore "
-        "power_off");
+        "platform_enter");
+  CHECK(s.story ==
+        "[hibernation_prepare] sync (user) platform memory (all) console pre_snapshot cpus irqs "
+        "syscore snapshot -syscore -irqs -cpus -pre_snapshot -console -platform write platform "
+        "console noirq cpus irqs syscore platform_enter");
   CHECK(s.notices == "hibernation_prepare");
   CHECK(hibernate(s.kernel) == status::busy);
 
@@ -359,6 +461,7 @@ TEST_CASE("scenario 18: the boot kernel is quiesced and gone, the image kernel i
   CHECK(image.kernel.freezer.freezes_everything());
   image.log.clear();
   image.steps.clear();
+  image.story.clear();
   boot.then[step::read_image] = [&] {
     CHECK(boot.kernel.freezer.freezes_everything());
     CHECK(boot.queue.queue(in_boot.work));
@@ -369,13 +472,16 @@ TEST_CASE("scenario 18: the boot kernel is quiesced and gone, the image kernel i
   CHECK(restore(boot.kernel, &image.kernel) == status::ok);
 
   CHECK(boot.log.on("d") == "prepare freeze freeze_late freeze_noirq");
-  CHECK(boot.steps == "read console pre_restore cpus irqs syscore jump");
+  CHECK(boot.story ==
+        "open [restore_prepare] (all) read -open console pre_restore cpus irqs syscore jump");
   CHECK(boot.notices == "restore_prepare");
   CHECK_FALSE(in_boot.work.is_pending());
   CHECK(image.log.on("d") == "restore_noirq restore_early restore complete");
   CHECK(image.log.of("restore_noirq") == up_order);
   CHECK(image.log.of("complete") == down_order);
-  CHECK(image.steps == "-syscore -irqs -cpus -pre_snapshot -memory -console -platform");
+  CHECK(image.story ==
+        "-syscore -irqs -cpus -pre_snapshot -memory -console -platform (nobody) "
+        "[post_hibernation]");
   CHECK(image.notices == "hibernation_prepare post_hibernation");
   CHECK_FALSE(image.kernel.is_off());
   CHECK_FALSE(image.kernel.freezer.freezes_user_tasks());
@@ -401,7 +507,9 @@ TEST_CASE("scenario 19: after a jump that fails the boot kernel recovers and goe
   CHECK(boot.log.on("d") ==
         "prepare freeze freeze_late freeze_noirq thaw_noirq thaw_early thaw complete");
   CHECK(boot.notices == "restore_prepare post_restore");
-  CHECK(boot.count("-read") == 1);
+  CHECK(boot.story ==
+        "open [restore_prepare] (all) read -open console pre_restore cpus irqs syscore jump "
+        "-syscore -irqs -cpus -pre_restore -console (nobody) [post_restore]");
   boot.check_awake();
   CHECK(image.kernel.is_off());
 
@@ -465,6 +573,7 @@ TEST_CASE("a wakeup right before the snapshot reports success, without an image"
   CHECK(hibernate(s.kernel) == status::ok);
   CHECK_FALSE(s.kernel.is_off());
   CHECK(s.count("snapshot") == 0);
+  CHECK(s.kernel.last_refusal().whom == refused_by::wakeups);
   CHECK(s.log.of("restore") == up_order);
   s.check_awake();
 }
@@ -499,6 +608,8 @@ TEST_CASE("in shutdown mode no callback is called after the image is written") {
   CHECK(hibernate(s.kernel, power_off_mode::shutdown) == status::ok);
   CHECK(s.kernel.is_off());
   CHECK(s.log.of("poweroff").empty());
+  CHECK(s.count("power_off") == 1);
+  CHECK(s.count("platform_enter") == 0);
   CHECK(s.log.on("d") ==
         "prepare freeze freeze_late freeze_noirq thaw_noirq thaw_early thaw complete");
 
@@ -532,6 +643,53 @@ TEST_CASE("a wakeup while powering off removes the image, and the system goes on
   CHECK(s.log.of("restore") == up_order);
   CHECK(s.count("-write") == 1);
   s.check_awake();
+}
+
+TEST_CASE("a wakeup at the very end of powering off removes the image, and the system goes on") {
+  rig<> s;
+  s.refusing = 0;
+  s.then[step::syscore] = [&] {
+    if (s.count("write") == 1) s.kernel.wakeup.abort();
+    return status::ok;
+  };
+  CHECK(hibernate(s.kernel) == status::again);
+  CHECK(s.count("platform_enter") + s.count("power_off") == 0);
+  CHECK(s.log.of("restore_noirq") == up_order);
+  CHECK(s.count("-write") == 1);
+  CHECK(s.kernel.last_refusal().whom == refused_by::wakeups);
+  s.check_awake();
+}
+
+TEST_CASE("a wakeup that is told once keeps a machine on that was to sleep with an image") {
+  rig<> s;
+  REQUIRE(s.kernel.wakeup.arm(s.kernel.wakeup.count()));
+  s.nodes.h.then["suspend"] = [&] { return s.kernel.wakeup.signal(), status::ok; };
+  CHECK(hibernate(s.kernel, power_off_mode::suspend) == status::busy);
+  CHECK(s.log.of("suspend") == "r d t h");
+  CHECK(s.log.of("poweroff").empty());
+  CHECK(s.count("enter") + s.count("platform_enter") + s.count("power_off") == 0);
+  CHECK(s.count("-write") == 1);
+  s.check_awake();
+}
+
+TEST_CASE("a machine that cannot sleep with an image goes off") {
+  rig<> s;
+  s.nodes.h.fail("suspend");
+  CHECK(hibernate(s.kernel, power_off_mode::suspend) == status::ok);
+  CHECK(s.kernel.is_off());
+  CHECK(s.log.of("poweroff_noirq") == down_order);
+  CHECK(s.count("platform_enter") == 1);
+  s.kernel.abandon_image();
+}
+
+TEST_CASE("firmware that cannot power off leaves it to the ordinary way, with the devices up") {
+  rig<> s;
+  s.fail(step::platform_enter);
+  CHECK(hibernate(s.kernel) == status::ok);
+  CHECK(s.kernel.is_off());
+  CHECK(s.count("power_off") == 1);
+  CHECK(s.log.of("restore") == up_order);
+  s.kernel.abandon_image();
 }
 
 TEST_CASE("devices that refuse to power off do not keep the machine on") {
@@ -575,6 +733,45 @@ TEST_CASE("the image goes on on the thread that restores, whoever went to sleep"
   CHECK(misuse.count() == 0);
 }
 
+TEST_CASE("an image that is given up frees its kernel: nobody is told, the queues are empty") {
+  misuse_log misuse;
+  rig<> s;
+  rig<>::item in_image;
+  s.then[step::snapshot] = [&] { return (void)s.queue.queue(in_image.work), status::ok; };
+  REQUIRE(hibernate(s.kernel) == status::ok);
+  s.log.clear();
+
+  s.kernel.abandon_image();
+
+  CHECK(s.log.size() == 0);
+  CHECK_FALSE(in_image.work.is_pending());
+  CHECK_FALSE(s.kernel.is_off());
+  CHECK(s.notices == "hibernation_prepare");
+  s.steps.clear();
+  s.then.clear();
+  s.check_awake();
+  CHECK(suspend(s.kernel) == status::ok);
+  CHECK(misuse.count() == 0);
+
+  s.kernel.abandon_image();
+  CHECK(misuse.take() == 1);
+}
+
+TEST_CASE("a notifier that objects leaves nothing behind, in any transition") {
+  const std::function<status(rig<>&)> transitions[] = {
+      [](rig<>& s) { return suspend(s.kernel); }, [](rig<>& s) { return hibernate(s.kernel); },
+      [](rig<>& s) { return restore<virtual_platform>(s.kernel, nullptr); }};
+  for (const auto& transition : transitions) {
+    rig<> s;
+    s.says = status::io_error;
+    CHECK(transition(s) == status::io_error);
+    CHECK(s.kernel.last_refusal().whom == refused_by::notifiers);
+    CHECK(s.log.size() == 0);
+    CHECK(s.count("open") == s.count("-open"));
+    s.check_awake();
+  }
+}
+
 // -- restore: the kernel that is overwritten
 
 TEST_CASE("a quiesce that fails recovers what went down, in each phase") {
@@ -601,11 +798,27 @@ TEST_CASE("scenario 33: a kernel pass that fails in the boot kernel calls no dev
   CHECK(restore<virtual_platform>(boot.kernel, nullptr) == status::busy);
 
   CHECK(boot.log.size() == 0);
-  CHECK(boot.steps.empty());
-  CHECK(boot.notices == "restore_prepare post_restore");
+  CHECK(boot.story == "open [restore_prepare] -open [post_restore]");
+  CHECK(boot.kernel.last_refusal().whom == refused_by::kernel_threads);
   boot.check_awake();
   CHECK(boot.queue.run_pending());
   CHECK(stuck.runs == 1);
+}
+
+TEST_CASE("an image that cannot be opened or read stops nothing, and is closed") {
+  rig<> boot;
+  SUBCASE("opened") {
+    boot.fail(step::open_image);
+    CHECK(restore<virtual_platform>(boot.kernel, nullptr) == status::io_error);
+    CHECK(boot.story == "open");
+  }
+  SUBCASE("read") {
+    boot.fail(step::read_image);
+    CHECK(restore<virtual_platform>(boot.kernel, nullptr) == status::io_error);
+    CHECK(boot.story == "open [restore_prepare] (all) read -open (nobody) [post_restore]");
+  }
+  CHECK(boot.log.size() == 0);
+  boot.check_awake();
 }
 
 TEST_CASE("a kernel that is not off cannot be restored") {

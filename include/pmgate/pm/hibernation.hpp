@@ -22,9 +22,10 @@ namespace pmgate::pm {
 
 /// Saves the kernel and powers it off.
 ///
-/// Returns: ok with the kernel off, see is_off(): it goes on in restore(). Ok and not off
-/// after power_off_mode::suspend, and when a wakeup came right before the snapshot (as in
-/// Linux; there is no image then). Else what refused, with everything up again.
+/// Returns: ok with the kernel off, see is_off(): it goes on in restore(), or never, see
+/// abandon_image(). Ok and not off after power_off_mode::suspend, and when a wakeup came
+/// right before the snapshot (as in Linux; there is no image then). Else what refused, with
+/// everything up again; see last_refusal().
 /// A freeze that fails before the snapshot is reached goes up with RESTORE in the
 /// main phase, as in Linux, and not with RECOVER.
 /// Blocks: yes.  Kernel: hibernate().
@@ -46,13 +47,14 @@ template <platform Platform>
 template <platform Platform>
 status hibernate(basic_kernel<Platform>& system, power_off_mode mode) noexcept {
   if (!system.begin_transition()) return status::busy;
-  status result = system.notifiers.prepare(notice::hibernation_prepare, notice::post_hibernation);
+  status result =
+      detail::ask_notifiers(system, notice::hibernation_prepare, notice::post_hibernation);
   if (result != status::ok) {
     system.end_transition();
     return result;
   }
   (void)system.take(step::sync_filesystems);
-  result = system.freezer.freeze_processes();  // H1
+  result = detail::freeze_user_tasks(system);  // H1
   if (result == status::ok) {
     const detail::snapshot_result made = detail::make_snapshot(system);
     result = made.result;
@@ -73,24 +75,24 @@ status restore(basic_kernel<Platform>& boot, basic_kernel<Platform>* image,
     return status::invalid;
   }
   if (!boot.begin_transition()) return status::busy;
-  status result = boot.notifiers.prepare(notice::restore_prepare, notice::post_restore);
+  status result = boot.take(step::open_image);
+  if (result == status::ok) {
+    result = detail::ask_notifiers(boot, notice::restore_prepare, notice::post_restore);
+    if (result != status::ok) boot.undo(step::open_image);
+  }
   if (result != status::ok) {
     boot.end_transition();
     return result;
   }
-  result = detail::freeze_boot_kernel(boot, stops);  // R1
+  result = detail::freeze_boot_kernel(boot, stops);                // R1
+  if (result == status::ok) result = boot.take(step::read_image);  // R2
+  boot.undo(step::open_image);  // it is in memory, or will not be
+  if (result == status::ok) result = detail::quiesce_and_jump(boot);
   if (result == status::ok) {
-    result = boot.take(step::read_image);  // R2
-    if (result == status::ok) {
-      result = detail::quiesce_and_jump(boot);
-      if (result == status::ok) {
-        boot.vanish();
-        boot.end_transition();
-        if (image != nullptr) detail::wake_image(*image);
-        return status::ok;
-      }
-      boot.undo(step::read_image);
-    }
+    boot.vanish();
+    boot.end_transition();
+    if (image != nullptr) detail::wake_image(*image);
+    return status::ok;
   }
   detail::go_on(boot, notice::post_restore);
   return result;

@@ -42,9 +42,29 @@ enum class step : std::uint8_t {
   image_memory,           ///< allocated, freed
   snapshot,               ///< copies the memory; not undone
   write_image,            ///< undone: the signature is removed
-  power_off,              ///< returns if it could not; not undone
-  read_image,             ///< undone: the image is closed
+  platform_enter,         ///< the firmware's way off; returns if it could not; not undone
+  power_off,              ///< the ordinary way off; returns if it could not; not undone
+  open_image,             ///< undone: it is closed
+  read_image,             ///< into memory; not undone
   jump,                   ///< overwrites the boot kernel; not undone
+};
+
+/// Who may refuse.
+enum class refused_by : std::uint8_t {
+  nobody,
+  notifiers,
+  user_tasks,      ///< see freezer.last_report()
+  kernel_threads,  ///< the same
+  machine,         ///< in a step
+  devices,         ///< see devices.last_failure(), unless a wakeup came between two of them
+  wakeups,         ///< before the machine was to sleep or to go off
+};
+
+/// What a transition came to.  Kernel: suspend_stats, last_failed_step.
+struct refusal {
+  refused_by whom = refused_by::nobody;
+  step what{};  ///< if it was a step
+  status said = status::ok;
 };
 
 /// One kernel: its tasks, queues, devices, and who wants to know.
@@ -52,6 +72,7 @@ enum class step : std::uint8_t {
 /// Lifetime: neither copyable nor movable; outlives everybody registered with it.
 /// Threads:  the parts as they say; transitions from any thread, one at a time.
 /// Blocking: no member of its own.
+/// Misuse:   goes to Platform::misuse() and has no effect.
 template <platform Platform>
 class basic_kernel {
  public:
@@ -79,16 +100,41 @@ class basic_kernel {
     return off_.load(std::memory_order_acquire) != 0;
   }
 
+  /// Who refused last in the last transition, also if that could go on without; for who
+  /// has nothing but the status of suspend().  Blocks: no.
+  [[nodiscard]] refusal last_refusal() noexcept {
+    const scoped_lock guard(lock_);
+    return refusal_;
+  }
+
+  /// Gives up the image of a kernel that is off: nobody is going to restore it.
+  ///
+  /// What its queues held is gone, as in a kernel that is overwritten; its tasks go on, its
+  /// devices are not told, and can be removed. It may begin transitions again.
+  void abandon_image() noexcept;
+
   // -- for transitions
 
   /// False if one goes on.  Kernel: mutex_trylock(&system_transition_mutex).
   [[nodiscard]] bool begin_transition() noexcept {
     // [begin.take] acq_rel: pairs with [end.give].
-    return busy_.exchange(1, std::memory_order_acq_rel) == 0;
+    if (busy_.exchange(1, std::memory_order_acq_rel) != 0) return false;
+    note({});
+    return true;
   }
   void end_transition() noexcept {
     // [end.give] release: pairs with [begin.take].
     busy_.store(0, std::memory_order_release);
+  }
+
+  /// Notes who said so, unless it is ok. Returns: what was said.
+  status noted(refused_by whom, status said) noexcept {
+    if (said != status::ok) note({whom, {}, said});
+    return said;
+  }
+  /// Looks for a wakeup. Returns: `if_so`, noted, if there is one; else ok.
+  [[nodiscard]] status look_for_wakeup(status if_so) noexcept {
+    return wakeup.pending() ? noted(refused_by::wakeups, if_so) : status::ok;
   }
 
   /// syscore looks for a wakeup first and returns busy if there is one.
@@ -110,18 +156,27 @@ class basic_kernel {
   }
 
  private:
+  void note(const refusal& last) noexcept {
+    const scoped_lock guard(lock_);
+    refusal_ = last;
+  }
+
   step_fn step_ = nullptr;
   void* step_context_ = nullptr;
   typename Platform::template atomic<std::uint32_t> busy_{0};
   typename Platform::template atomic<std::uint32_t> off_{0};
+  refusal refusal_{};  // under lock_
+  typename Platform::mutex lock_;
 };
 
 using kernel = basic_kernel<default_platform>;
 
 template <platform Platform>
 status basic_kernel<Platform>::take(step what) noexcept {
-  if (what == step::syscore && wakeup.pending()) return status::busy;
-  return step_ != nullptr ? step_(step_context_, what, false) : status::ok;
+  if (what == step::syscore && look_for_wakeup(status::busy) != status::ok) return status::busy;
+  const status said = step_ != nullptr ? step_(step_context_, what, false) : status::ok;
+  if (said != status::ok) note({refused_by::machine, what, said});
+  return said;
 }
 
 template <platform Platform>
@@ -164,6 +219,17 @@ void basic_kernel<Platform>::vanish() noexcept {
   devices.vanish();
   freezer.vanish();
   wakeup.clear();
+}
+
+template <platform Platform>
+void basic_kernel<Platform>::abandon_image() noexcept {
+  if (!is_off()) {
+    Platform::misuse("abandon_image() of a kernel that is not off");
+    return;
+  }
+  vanish();
+  set_off(false);
+  end_transition();
 }
 
 }  // namespace pmgate::pm

@@ -22,8 +22,10 @@ namespace pmgate::pm {
 /// Suspends the kernel, and returns when it is awake again.
 ///
 /// Returns: ok if it slept; busy on a wakeup on the way down, on a task or queue that
-/// could not be stopped, or if a transition goes on; else what refused. Everything is up
-/// again in any case; errors on the way up change nothing: see failures() of the devices.
+/// could not be stopped, or if a transition goes on; else what refused, see last_refusal().
+/// Everything is up again in any case; errors on the way up change nothing: see failures()
+/// of the devices. A wakeup that is pending when it would become idle is busy, too (Linux:
+/// ok, its loop does not begin).
 /// Blocks: yes.  Kernel: pm_suspend().
 template <platform Platform>
 [[nodiscard]] status suspend(basic_kernel<Platform>& system,
@@ -41,7 +43,7 @@ status suspend_devices_and_enter(basic_kernel<Platform>& system, sleep_mode mode
   static constexpr step before[] = {step::platform, step::console};
   status result = system.take_all(before);
   if (result != status::ok) return result;
-  result = system.devices.suspend_start(event::suspend);
+  result = system.noted(refused_by::devices, system.devices.suspend_start(event::suspend));
   if (result == status::ok) {
     result = system.take(step::platform_prepare);
     if (result == status::ok) {
@@ -58,7 +60,7 @@ template <platform Platform>
 status suspend(basic_kernel<Platform>& system, sleep_mode mode) noexcept {
   if (!system.begin_transition()) return status::busy;
   (void)system.take(step::sync_filesystems);
-  status result = system.notifiers.prepare(notice::suspend_prepare, notice::post_suspend);
+  status result = detail::ask_notifiers(system, notice::suspend_prepare, notice::post_suspend);
   if (result == status::ok) {
     result = detail::freeze_all(system);
     if (result == status::ok) {

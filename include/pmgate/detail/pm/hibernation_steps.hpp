@@ -25,7 +25,8 @@ namespace pm {
 enum class power_off_mode : std::uint8_t {
   platform,  ///< devices go down with HIBERNATE
   shutdown,  ///< no callbacks: the ordinary way down of the machine
-  suspend,   ///< it sleeps instead, and needs the image only if the power fails
+  suspend,   ///< it sleeps instead, and needs the image only if the power fails; if it
+             ///< cannot sleep it goes off, unless it is for a wakeup
 };
 
 /// What the boot kernel stops before it takes its devices down.
@@ -60,12 +61,13 @@ inline constexpr pm::step power_off_core[] = {pm::step::platform_noirq, pm::step
 /// H5 to the early half of H7.  Kernel: create_image().
 template <platform Platform>
 snapshot_result create_image(pm::basic_kernel<Platform>& system) noexcept {
+  using pm::event, pm::refused_by;
   snapshot_result made;
-  made.result = system.devices.suspend_end(pm::event::freeze);  // H5
+  made.result = system.noted(refused_by::devices, system.devices.suspend_end(event::freeze));  // H5
   if (made.result != status::ok) return made;
   made.result = system.take_all(snapshot_core);  // H6
   if (made.result == status::ok) {
-    if (!system.wakeup.pending()) {
+    if (system.look_for_wakeup(status::busy) == status::ok) {
       made.reached = true;
       made.result = system.take(pm::step::snapshot);
       if (made.result == status::ok) system.save_image();
@@ -79,16 +81,17 @@ snapshot_result create_image(pm::basic_kernel<Platform>& system) noexcept {
 /// H4 to H7, with the tasks frozen.
 template <platform Platform>
 snapshot_result snapshot_devices(pm::basic_kernel<Platform>& system) noexcept {
+  using pm::event, pm::refused_by;
   snapshot_result made;
-  made.result = system.devices.prepare(pm::event::freeze);  // H4
+  made.result = system.noted(refused_by::devices, system.devices.prepare(event::freeze));  // H4
   if (made.result != status::ok) {
-    system.devices.complete(pm::event::recover);
+    system.devices.complete(event::recover);
     system.freezer.thaw_kernel_threads();
     return made;
   }
   made.result = system.take(pm::step::console);
   if (made.result == status::ok) {
-    made.result = system.devices.suspend(pm::event::freeze);
+    made.result = system.noted(refused_by::devices, system.devices.suspend(event::freeze));
     if (made.result == status::ok) made = create_image(system);
     system.devices.resume(after_snapshot(made));  // H7
     system.undo(pm::step::console);
@@ -104,7 +107,7 @@ snapshot_result make_snapshot(pm::basic_kernel<Platform>& system) noexcept {
   snapshot_result made;
   made.result = system.take_all(before);  // H2
   if (made.result != status::ok) return made;
-  made.result = system.freezer.freeze_kernel_threads();  // H3
+  made.result = freeze_kernel_threads(system);  // H3
   if (made.result == status::ok) made = snapshot_devices(system);
   const bool keeps = made.reached && made.result == status::ok;
   if (!keeps) system.undo(pm::step::image_memory);
@@ -116,39 +119,48 @@ snapshot_result make_snapshot(pm::basic_kernel<Platform>& system) noexcept {
 /// Kernel: hibernation_platform_enter().
 template <platform Platform>
 status power_off_devices(pm::basic_kernel<Platform>& system) noexcept {
+  using pm::event, pm::refused_by;
   static constexpr pm::step before[] = {pm::step::platform, pm::step::console};
   status result = system.take_all(before);
   if (result != status::ok) return result;
-  result = system.devices.suspend_start(pm::event::hibernate);
+  result = system.noted(refused_by::devices, system.devices.suspend_start(event::hibernate));
   if (result == status::ok) {
-    result = system.devices.suspend_end(pm::event::hibernate);
+    result = system.noted(refused_by::devices, system.devices.suspend_end(event::hibernate));
     if (result == status::ok) {
       result = system.take_all(power_off_core);
       if (result == status::ok) {
-        result = system.wakeup.pending() ? status::again : system.take(pm::step::power_off);
+        result = system.look_for_wakeup(status::again);
+        if (result == status::ok) result = system.take(pm::step::platform_enter);
         if (result == status::ok) return result;
         system.undo_all(power_off_core);
       }
-      system.devices.resume_start(pm::event::restore);
+      system.devices.resume_start(event::restore);
     }
   }
-  system.devices.resume_end(pm::event::restore);
+  system.devices.resume_end(event::restore);
   system.undo_all(before);
   return result;
 }
 
-/// H9. A wakeup on the way removes the image's signature, and the kernel goes on.
+/// What is said on account of a wakeup; also if a device says it for reasons of its own.
+constexpr bool is_wakeup(status said) noexcept {
+  return said == status::again || said == status::busy;
+}
+
+/// H9. A wakeup on the way removes the image's signature, and the kernel goes on. So it does
+/// in suspend mode: a counted event is told once, platform mode would not see it. (Linux
+/// powers off then.)
 template <platform Platform>
 status power_down(pm::basic_kernel<Platform>& system, pm::power_off_mode mode) noexcept {
   status result = status::not_supported;
   if (mode == pm::power_off_mode::suspend) {
     result = pm::suspend_devices_and_enter(system, pm::sleep_mode::memory);
-    if (result == status::ok) return result;
+    if (result == status::ok || is_wakeup(result)) return result;
     mode = pm::power_off_mode::platform;  // the image is written: nothing is lost
   }
   if (mode == pm::power_off_mode::platform) {
     result = power_off_devices(system);
-    if (result == status::again || result == status::busy) return result;
+    if (is_wakeup(result)) return result;
   }
   if (result != status::ok) result = system.take(pm::step::power_off);
   system.set_off(result == status::ok);
@@ -197,11 +209,12 @@ void wake_image(pm::basic_kernel<Platform>& system) noexcept {
 /// Kernel: hibernation_restore().
 template <platform Platform>
 status quiesce_and_jump(pm::basic_kernel<Platform>& boot) noexcept {
+  using pm::event, pm::refused_by;
   status result = boot.take(pm::step::console);
   if (result != status::ok) return result;
-  result = boot.devices.suspend_start(pm::event::quiesce);  // R3
+  result = boot.noted(refused_by::devices, boot.devices.suspend_start(event::quiesce));  // R3
   if (result == status::ok) {
-    result = boot.devices.suspend_end(pm::event::quiesce);  // R4
+    result = boot.noted(refused_by::devices, boot.devices.suspend_end(event::quiesce));  // R4
     if (result == status::ok) {
       result = boot.take_all(restore_core);  // R5
       if (result == status::ok) {
@@ -209,19 +222,19 @@ status quiesce_and_jump(pm::basic_kernel<Platform>& boot) noexcept {
         if (result == status::ok) return result;
         boot.undo_all(restore_core);
       }
-      boot.devices.resume_start(pm::event::recover);  // F
+      boot.devices.resume_start(event::recover);  // F
     }
   }
-  boot.devices.resume_end(pm::event::recover);  // F
+  boot.devices.resume_end(event::recover);  // F
   boot.undo(pm::step::console);
   return result;
 }
 
-/// R1.
+/// R1, but for the image.
 template <platform Platform>
 status freeze_boot_kernel(pm::basic_kernel<Platform>& boot, pm::restore_freeze stops) noexcept {
   if (stops == pm::restore_freeze::everything) return freeze_all(boot);
-  return boot.freezer.freeze_processes();
+  return freeze_user_tasks(boot);
 }
 
 }  // namespace detail

@@ -14,6 +14,7 @@
 #include <pmgate/platform.hpp>
 #include <pmgate/pm/event.hpp>
 #include <pmgate/pm/kernel.hpp>
+#include <pmgate/pm/notifier.hpp>
 #include <pmgate/status.hpp>
 
 namespace pmgate {
@@ -21,7 +22,7 @@ namespace pm {
 
 /// How deep.
 enum class sleep_mode : std::uint8_t {
-  idle,    ///< all CPUs stay on  (Kernel: s2idle)
+  idle,    ///< all CPUs stay on  (Kernel: s2idle, a loop; here one step, which is to loop)
   memory,  ///< one CPU is left, without interrupts  (Kernel: standby, deep)
 };
 
@@ -29,25 +30,32 @@ enum class sleep_mode : std::uint8_t {
 
 namespace detail {
 
+/// Asks the notifiers.
+template <platform Platform>
+status ask_notifiers(pm::basic_kernel<Platform>& system, pm::notice what,
+                     pm::notice undone) noexcept {
+  return system.noted(pm::refused_by::notifiers, system.notifiers.prepare(what, undone));
+}
+
 /// Everything below the devices: CPUs, interrupts, the core; then sleep.
 template <platform Platform>
 status enter_sleep(pm::basic_kernel<Platform>& system, pm::sleep_mode mode) noexcept {
   using pm::step;
   static constexpr step core[] = {step::secondary_cpus, step::local_interrupts, step::syscore};
-  if (mode == pm::sleep_mode::idle) {
-    return system.wakeup.pending() ? status::busy : system.take(step::enter);
-  }
-  const status result = system.take_all(core);
+  const bool idle = mode == pm::sleep_mode::idle;
+  status result = idle ? status::ok : system.take_all(core);
   if (result != status::ok) return result;
-  const status slept = system.wakeup.pending() ? status::busy : system.take(step::enter);
-  system.undo_all(core);
-  return slept;
+  result = system.look_for_wakeup(status::busy);
+  if (result == status::ok) result = system.take(step::enter);
+  if (!idle) system.undo_all(core);
+  return result;
 }
 
 /// The noirq phase and what is below it.
 template <platform Platform>
 status sleep_below_noirq(pm::basic_kernel<Platform>& system, pm::sleep_mode mode) noexcept {
-  status result = system.devices.suspend_noirq(pm::event::suspend);
+  status result =
+      system.noted(pm::refused_by::devices, system.devices.suspend_noirq(pm::event::suspend));
   if (result != status::ok) return result;
   result = system.take(pm::step::platform_noirq);
   if (result == status::ok) {
@@ -61,7 +69,8 @@ status sleep_below_noirq(pm::basic_kernel<Platform>& system, pm::sleep_mode mode
 /// The late phase and what is below it.
 template <platform Platform>
 status sleep_below_late(pm::basic_kernel<Platform>& system, pm::sleep_mode mode) noexcept {
-  status result = system.devices.suspend_late(pm::event::suspend);
+  status result =
+      system.noted(pm::refused_by::devices, system.devices.suspend_late(pm::event::suspend));
   if (result != status::ok) return result;
   result = system.take(pm::step::platform_prepare_late);
   if (result == status::ok) {
@@ -72,12 +81,21 @@ status sleep_below_late(pm::basic_kernel<Platform>& system, pm::sleep_mode mode)
   return result;
 }
 
+template <platform Platform>
+status freeze_user_tasks(pm::basic_kernel<Platform>& system) noexcept {
+  return system.noted(pm::refused_by::user_tasks, system.freezer.freeze_processes());
+}
+template <platform Platform>
+status freeze_kernel_threads(pm::basic_kernel<Platform>& system) noexcept {
+  return system.noted(pm::refused_by::kernel_threads, system.freezer.freeze_kernel_threads());
+}
+
 /// Both passes; nothing is frozen if it fails.
 template <platform Platform>
 status freeze_all(pm::basic_kernel<Platform>& system) noexcept {
-  status result = system.freezer.freeze_processes();
+  status result = freeze_user_tasks(system);
   if (result != status::ok) return result;
-  result = system.freezer.freeze_kernel_threads();
+  result = freeze_kernel_threads(system);
   if (result != status::ok) system.freezer.thaw_processes();
   return result;
 }
