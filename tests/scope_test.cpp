@@ -419,7 +419,8 @@ struct sequential_storage : storage<virtual_platform> {
 
 /// A storage of the real platform with a worker.
 struct threaded_storage : storage<default_platform> {
-  threaded_storage() : storage(false), thread([this] { queue.run(); }) {
+  explicit threaded_storage(bool polls_pass_as_special = false)
+      : storage(polls_pass_as_special), thread([this] { queue.run(); }) {
     events.unblock();
     while (delivered == 0) std::this_thread::yield();
     delivered = polls = 0;
@@ -449,20 +450,37 @@ TEST_CASE("scenario 28: with the user pass only, a poll reaches the driver after
 }
 
 TEST_CASE("scenario 29: with both passes no poll comes, and the parked one runs exactly once") {
-  for (int turn = 0; turn < 1000; ++turn) {
-    const auto owned = std::make_unique<sequential_storage>(true);
-    sequential_storage& s = *owned;
-    REQUIRE(restore<virtual_platform>(s.kernel, nullptr) == status::io_error);
-    REQUIRE(s.violations == 0);
-    REQUIRE(s.polls == 0);
+  const auto owned = std::make_unique<sequential_storage>(true);
+  sequential_storage& s = *owned;
+  REQUIRE(restore<virtual_platform>(s.kernel, nullptr) == status::io_error);
+  CHECK(s.violations == 0);
+  CHECK(s.polls == 0);
 
-    s.queue.run_pending();
-    REQUIRE(s.polls == 1);
-    REQUIRE(s.delivered == 1);
-    virtual_clock::advance(5);
-    s.queue.run_pending();
-    REQUIRE(s.polls == 2);
+  s.queue.run_pending();
+  CHECK(s.polls == 1);
+  CHECK(s.delivered == 1);
+  virtual_clock::advance(5);
+  s.queue.run_pending();
+  CHECK(s.polls == 2);
+}
+
+TEST_CASE("scenario 29: nor does one from a thread, restore after restore") {
+  threaded_storage s(true);
+  s.events.set_poll_interval(ms(1));
+  s.in_the_window = [&] {
+    const int before = s.polls;
+    s.events.flush(1);
+    std::this_thread::sleep_for(ms(1));
+    CHECK(s.polls == before);
+  };
+
+  for (const testing::time_limit limit(300); limit;) {
+    REQUIRE(restore<default_platform>(s.kernel, nullptr) == status::io_error);
   }
+
+  CHECK(s.violations == 0);
+  const int before = s.delivered;
+  while (s.delivered == before) std::this_thread::yield();
 }
 
 TEST_CASE("scenario 30: with a driver gate the poll waits, until the driver is up again") {
@@ -487,7 +505,17 @@ TEST_CASE("scenario 30: with a driver gate the poll waits, until the driver is u
 
 TEST_CASE("scenario 31: a poll that does not pass the class gate sleeps there until the thaw") {
   threaded_storage s;
-  s.in_the_window = [&] { s.poll_and_wait(); };
+  const auto check_asleep = [](void* it) noexcept {
+    std::this_thread::sleep_for(ms(5));
+    CHECK(static_cast<threaded_storage*>(it)->delivered == 0);
+    return status::ok;
+  };
+  const scope::gate before_the_thaw{s.disk, phase::suspend_late,
+                                    [](void*) noexcept { return status::ok; }, check_asleep, &s};
+  s.in_the_window = [&] {
+    s.poll_and_wait();
+    check_asleep(&s);
+  };
 
   CHECK(restore<default_platform>(s.kernel, nullptr, restore_freeze::user_only) ==
         status::io_error);
