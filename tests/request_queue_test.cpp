@@ -725,6 +725,90 @@ TEST_CASE_FIXTURE(sequential, "where nobody else runs, waiting for a tag or an e
   CHECK(misuse.count() == 0);
 }
 
+namespace {
+
+/// Remembers what it was told.
+template <class P>
+struct told : pmgate::basic_request_waiter<P> {
+  told() : pmgate::basic_request_waiter<P>(&on_resume) {}
+  static void on_resume(pmgate::basic_request_waiter<P>& self, status result) noexcept {
+    ++static_cast<told&>(self).times;
+    static_cast<told&>(self).answer = result;
+  }
+  int times = 0;
+  status answer = status::invalid;
+};
+
+}  // namespace
+
+TEST_CASE_FIXTURE(sequential, "who must not sleep is called when he has his request") {
+  bench<single_platform> one(1);
+  told<single_platform> waiter;
+  basic_request<single_platform> held;
+  basic_request<single_platform> wanted;
+  REQUIRE(one.q.alloc_or_wait(waiter, held) == status::ok);
+  CHECK_FALSE(waiter.is_queued());
+  REQUIRE(one.q.freeze_start() == status::ok);
+
+  CHECK(one.q.alloc_or_wait(waiter, wanted) == status::in_progress);  // at the gate
+  CHECK(waiter.is_queued());
+  one.q.unfreeze();
+  CHECK(waiter.times == 0);  // inside, and there is no tag
+  REQUIRE(one.q.freeze_start() == status::ok);
+  one.q.free(held);
+
+  CHECK(waiter.times == 1);
+  CHECK(waiter.answer == status::ok);
+  CHECK_FALSE(waiter.is_queued());
+  CHECK_FALSE(one.q.freeze_wait_until(clock_now));  // the freeze waits for him
+  one.q.free(wanted);
+  CHECK(one.q.freeze_wait() == status::ok);
+  one.q.unfreeze();
+  CHECK(misuse.count() == 0);
+}
+
+TEST_CASE_FIXTURE(sequential, "a wait for a request can be cancelled, and leaves nothing behind") {
+  bench<single_platform> one(1);
+  told<single_platform> waiter;
+  basic_request<single_platform> held;
+  basic_request<single_platform> wanted;
+  REQUIRE(one.q.freeze() == status::ok);
+  REQUIRE(one.q.alloc_or_wait(waiter, wanted) == status::in_progress);
+  CHECK(one.q.cancel(waiter));  // at the gate
+  CHECK_FALSE(one.q.cancel(waiter));
+  one.q.unfreeze();
+  REQUIRE(one.q.alloc(held) == status::ok);
+  CHECK(one.q.alloc_or_wait(waiter, wanted, nowait) == status::again);
+  REQUIRE(one.q.alloc_or_wait(waiter, wanted) == status::in_progress);
+  CHECK(one.q.alloc_or_wait(waiter, wanted) == status::busy);
+  CHECK(misuse.take() == 1);
+  CHECK(one.q.cancel(waiter));  // in the line for a tag
+  one.q.free(held);
+
+  CHECK(waiter.times == 0);
+  CHECK(one.q.freeze() == status::ok);
+  REQUIRE(one.q.alloc_or_wait(waiter, wanted) == status::in_progress);
+  one.q.gate().mark_dying();
+  CHECK(one.q.start_drain() == status::ok);
+  CHECK(waiter.answer == status::no_device);
+  CHECK(misuse.count() == 0);
+}
+
+TEST_CASE_FIXTURE(sequential, "a request with a deadline is had by then, or not at all") {
+  bench<single_platform> one(1);
+  basic_request<single_platform> held;
+  basic_request<single_platform> wanted;
+  REQUIRE(one.q.freeze() == status::ok);
+  CHECK(one.q.alloc_until(wanted, clock_now) == status::timed_out);
+  one.q.unfreeze();
+  REQUIRE(one.q.alloc_until(held, clock_now) == status::ok);
+  CHECK(one.q.alloc_until(wanted, clock_now) == status::timed_out);
+  one.q.free(held);
+  CHECK(one.q.freeze() == status::ok);
+  one.q.unfreeze();
+  CHECK(misuse.count() == 0);
+}
+
 TEST_CASE_FIXTURE(sequential, "every tag is given out once, and a thousand are enough") {
   constexpr unsigned depth = 1000;
   bench<single_platform> wide(depth);
@@ -913,6 +997,28 @@ TEST_CASE_TEMPLATE("15: the same at the removal of a disk that the queue survive
   CHECK(a.ends == 1);
   CHECK(b.taken.load() == 0);
   CHECK(b.q.gate().depth() == 0);
+  CHECK(misuse.count() == 0);
+}
+
+TEST_CASE_TEMPLATE("who waits for a tag until a deadline has it, or has left", P,
+                   THREADED_PLATFORMS) {
+  const misuse_log misuse;
+  bench<P> b(1);
+  typename bench<P>::io a{b, "a"};
+  typename bench<P>::io c{b, "c"};
+  REQUIRE(b.q.alloc(a) == status::ok);
+  CHECK(b.q.alloc_until(c, P::now() + P::milliseconds(1)) == status::timed_out);
+
+  status got = status::invalid;
+  worker waiter([&] { got = b.q.alloc_until(c, P::now() + P::milliseconds(60'000)); });
+  CHECK(waiter.is_blocked());
+  b.q.free(a);
+  waiter.join();
+
+  CHECK(got == status::ok);
+  b.q.free(c);
+  CHECK(b.q.freeze() == status::ok);
+  b.q.unfreeze();
   CHECK(misuse.count() == 0);
 }
 

@@ -18,6 +18,7 @@
 #include <pmgate/block/quiesce_gate.hpp>
 #include <pmgate/block/request.hpp>
 #include <pmgate/block/request_queue.hpp>
+#include <pmgate/block/request_waiter.hpp>
 #include <pmgate/block/runtime_pm.hpp>
 #include <pmgate/block/tag_set.hpp>
 #include <pmgate/percpu_ref.hpp>

@@ -210,6 +210,45 @@ struct keeping_rig {
   queue_type q{{&queue_rq, this}, works, 2};
 };
 
+/// One tag, which somebody has; a waiter that is queued for the next one.
+template <class P>
+struct waiting_rig : rig<P, 1> {
+  struct waiter : pmgate::basic_request_waiter<P> {
+    explicit waiter(waiting_rig& whose)
+        : pmgate::basic_request_waiter<P>(&on_resume), owner(whose) {}
+    static void on_resume(pmgate::basic_request_waiter<P>& self, status result) noexcept {
+      static_cast<waiter&>(self).owner.told(result);
+    }
+    waiting_rig& owner;
+  };
+
+  waiting_rig() { sim::expect(this->q->alloc(this->first) == status::ok, "a wrong refusal"); }
+  void told(status result) noexcept {
+    (void)ends.fetch_add(1, std::memory_order_acq_rel);
+    if (result == status::ok) this->q->free(this->second);
+  }
+  void ask() {
+    const status got = this->q->alloc_or_wait(queued, this->second);
+    if (got != status::in_progress) told(got);
+  }
+  void check() {
+    sim::expect(ends.load(std::memory_order_acquire) == 1, "not resumed once, nor cancelled");
+    rig<P, 1>::check();
+  }
+
+  waiter queued{*this};
+  sim::atomic<int> ends{0};
+};
+
+/// The waiter is queued at the gate, which is closed.
+template <class P>
+struct queued_rig : waiting_rig<P> {
+  queued_rig() {
+    sim::expect(this->q->freeze_start() == status::ok, "freeze_start() was refused");
+    this->ask();
+  }
+};
+
 inline constexpr auto submit_first = [](auto& s) { s.submit(s.first); };
 inline constexpr auto submit_second = [](auto& s) { s.submit(s.second); };
 inline constexpr auto submit_bio = [](auto& s) { s.submit(s.second, true); };
@@ -302,6 +341,26 @@ TEST_CASE("a request that the driver refuses goes out in the end") {
         submit_first(s);
       },
       submit_second, [](auto& s) { s.q->run(true); });
+}
+
+TEST_CASE("who is queued for a request is called once or cancelled, and leaves nothing behind") {
+  hold_on_all_models<waiting_rig>(
+      "alloc_or_wait, cancel x free x freeze, unfreeze", {.preemptions = 1},
+      [](auto& s) {
+        s.ask();
+        if (s.q->cancel(s.queued)) (void)s.ends.fetch_add(1, std::memory_order_acq_rel);
+      },
+      [](auto& s) { s.q->free(s.first); },
+      [](auto& s) {
+        sim::expect(s.q->freeze_start() == status::ok, "freeze_start() was refused");
+        s.q->unfreeze();
+      });
+  hold_on_all_models<queued_rig>(
+      "queued at the gate: cancel x unfreeze x free", {.preemptions = 2},
+      [](auto& s) {
+        if (s.q->cancel(s.queued)) (void)s.ends.fetch_add(1, std::memory_order_acq_rel);
+      },
+      [](auto& s) { s.q->unfreeze(); }, [](auto& s) { s.q->free(s.first); });
 }
 
 TEST_CASE("a request that is refused until another one ends goes out then, by no clock") {

@@ -21,6 +21,7 @@
 #include <pmgate/block/gate_hints.hpp>
 #include <pmgate/block/queue_gate.hpp>
 #include <pmgate/block/request.hpp>
+#include <pmgate/block/request_waiter.hpp>
 #include <pmgate/block/tag_set.hpp>
 #include <pmgate/detail/block/dispatcher.hpp>
 #include <pmgate/pm/work_queue.hpp>
@@ -57,6 +58,8 @@ class basic_request_queue : public basic_queue_gate<Platform> {
   using ops_type = basic_queue_ops<Platform>;
   using tag_set_type = basic_tag_set<Platform>;
   using works_type = pm::basic_work_queue<Platform>;
+  using waiter = basic_request_waiter<Platform>;
+  using time_point = typename Platform::time_point;
 
   /// With tags of its own, 1 to 1024. The work queue does the asynchronous runs (the
   /// kernel's kblockd) and outlives this.  Kernel: blk_mq_alloc_queue().
@@ -85,6 +88,26 @@ class basic_request_queue : public basic_queue_gate<Platform> {
   /// Blocks: unless nowait, for the gate and for a tag.
   /// Cost: a gate entry and a short lock.  Kernel: blk_mq_alloc_request().
   [[nodiscard]] status alloc(request_type& rq, enter_flags flags = {}) noexcept;
+
+  /// alloc() that gives up at the deadline with timed_out.
+  [[nodiscard]] status alloc_until(request_type& rq, time_point deadline,
+                                   enter_flags flags = {}) noexcept;
+
+  /// alloc() that queues a waiter instead of sleeping; resumed with ok, he has the request.
+  ///
+  /// Returns: as alloc(), and then the waiter was not needed; in_progress: he is queued, and
+  /// the request is the queue's, until he is resumed or a cancel() returns true; busy: he is
+  /// queued already.  Blocks: no, unless the driver does; not for one that says so.
+  [[nodiscard]] status alloc_or_wait(waiter& queued, request_type& rq,
+                                     enter_flags flags = {}) noexcept
+    requires(!is_process_shared<Platform>);
+
+  /// Takes a waiter of this queue out of its line.
+  ///
+  /// Returns: true if he will not be resumed any more; false if he has been, or is about to
+  /// be, with canceled perhaps.  Blocks: no.
+  [[nodiscard]] bool cancel(waiter& queued) noexcept
+    requires(!is_process_shared<Platform>);
 
   /// Allocates up to n requests, with one look at the gate and one lock for all of them.
   ///
@@ -205,6 +228,7 @@ class basic_request_queue : public basic_queue_gate<Platform> {
  private:
   friend class basic_tag_set<Platform>;
   friend class detail::dispatcher<Platform>;
+  friend waiter;
   using place = typename request_type::place;
   using allocator = detail::tag_allocator<Platform>;
 
@@ -216,8 +240,13 @@ class basic_request_queue : public basic_queue_gate<Platform> {
       "free() or execute() of a request that is not just allocated";
   static bool expect(const request_type& rq, place where, const char* text) noexcept;
   static void note_allocated(request_type& rq, request_kind kind, enter_flags flags) noexcept;
-  status begin_lock(request_type& rq, request_kind kind, enter_flags flags) noexcept;
-  [[gnu::noinline]] status wait_for_tag(request_type& rq) noexcept;
+  status begin_lock(request_type& rq, request_kind kind, enter_flags flags,
+                    const time_point* deadline = nullptr) noexcept;
+  [[gnu::noinline]] status wait_for_tag(request_type& rq, const time_point* deadline) noexcept;
+  status turn_away_unlock(status why) noexcept;
+  status queue_for_tag(waiter& queued) noexcept;
+  void on_entered(waiter& queued, status result) noexcept;
+  static void on_tag(typename allocator::waiter& given) noexcept;
   void give_back(std::uint16_t tag, bool pm) noexcept;
   void leave_unlock(std::intptr_t n) noexcept;
   dispatch_status call_driver(request_type& rq) noexcept { return ops_.queue_rq(*this, rq); }
@@ -258,228 +287,8 @@ bool basic_request_queue<Platform>::expect(const request_type& rq, place where,
   return false;
 }
 
-// -- a request's entry and tag
-
-/// Enters and takes a tag. Returns ok with the lock held, anything else without it.
-template <platform Platform>
-status basic_request_queue<Platform>::begin_lock(request_type& rq, request_kind kind,
-                                                 enter_flags flags) noexcept {
-  if (!expect(rq, place::user, in_use)) return status::invalid;
-  const status entered = kind == request_kind::bio ? base::enter_bio(flags) : gate().enter(flags);
-  if (entered != status::ok) return entered;
-  dispatch_.mutex().lock();
-  if (!set_.tags_.take(rq, share_)) [[unlikely]] {
-    if (!has(flags, enter_flags::nowait)) {
-      const status waited = wait_for_tag(rq);
-      if (waited != status::ok) return waited;
-    } else {
-      dispatch_.mutex().unlock();
-      gate().exit();
-      return status::again;
-    }
-  }
-  note_allocated(rq, kind, flags);
-  return status::ok;
-}
-
-template <platform Platform>
-void basic_request_queue<Platform>::note_allocated(request_type& rq, request_kind kind,
-                                                   enter_flags flags) noexcept {
-  rq.kind_ = kind;
-  rq.result_ = status::ok;
-  rq.prepared_ = false;
-  rq.pm_ = has(flags, enter_flags::pm);
-  rq.place_ = place::allocated;
-}
-
-/// Runs the queue first: what is kept may be what has the tags. Lock: as begin_lock().
-template <platform Platform>
-status basic_request_queue<Platform>::wait_for_tag(request_type& rq) noexcept {
-  dispatch_.run_unlock();
-  dispatch_.mutex().lock();
-  if (set_.tags_.take(rq, share_)) return status::ok;
-  if constexpr (!Platform::can_block) {
-    dispatch_.mutex().unlock();
-    gate().exit();
-    Platform::misuse("alloc() would wait for a tag for ever: there is one thread only");
-    return status::again;
-  }
-  typename allocator::waiter self{rq, share_};
-  set_.tags_.wait(self);
-  dispatch_.mutex().unlock();
-  // [tag.given] acquire: pairs with publish_add() in heirs::tell(): the tag is there.
-  while (self.given.load(std::memory_order_acquire) == 0) self.given.wait(0);
-  self.given.settle();
-  dispatch_.mutex().lock();
-  return status::ok;
-}
-
-template <platform Platform>
-void basic_request_queue<Platform>::give_back(std::uint16_t tag, bool pm) noexcept {
-  base::note_use(pm);
-  dispatch_.mutex().lock();
-  set_.tags_.give(tag, share_);
-  leave_unlock(1);
-}
-
-/// n requests have given their tags back: what waits for a tag or for room goes on. The
-/// entries go last: the queue may be destroyed afterwards.
-template <platform Platform>
-void basic_request_queue<Platform>::leave_unlock(std::intptr_t n) noexcept {
-  typename allocator::heirs heirs;
-  set_.tags_.serve(heirs);
-  const bool run_again = dispatch_.note_freed_locked();
-  dispatch_.mutex().unlock();
-  heirs.tell();
-  if (run_again) dispatch_.run_soon();
-  gate().exit(n);
-}
-
-template <platform Platform>
-inline status basic_request_queue<Platform>::alloc(request_type& rq, enter_flags flags) noexcept {
-  const status got = begin_lock(rq, request_kind::passthrough, flags);
-  if (got == status::ok) dispatch_.mutex().unlock();
-  return got;
-}
-
-template <platform Platform>
-status basic_request_queue<Platform>::alloc_batch(request_type* const* rqs, unsigned n,
-                                                  unsigned& got, enter_flags flags) noexcept {
-  got = 0;
-  if (n == 0) return status::ok;
-  const status first = begin_lock(*rqs[0], request_kind::passthrough, flags);
-  if (first != status::ok) return first;
-  for (got = 1; got < n && rqs[got]->is_idle() && set_.tags_.take(*rqs[got], share_); ++got) {
-    note_allocated(*rqs[got], request_kind::passthrough, flags);
-  }
-  const bool in_use_already = got < n && !rqs[got]->is_idle();
-  dispatch_.mutex().unlock();
-  if (got > 1) gate().get(static_cast<std::intptr_t>(got) - 1);
-  if (in_use_already) Platform::misuse(in_use);
-  return status::ok;
-}
-
-template <platform Platform>
-void basic_request_queue<Platform>::free(request_type& rq) noexcept {
-  if (!expect(rq, place::allocated, not_allocated)) return;
-  rq.place_ = place::user;
-  give_back(rq.tag_, rq.pm_);
-}
-
-template <platform Platform>
-void basic_request_queue<Platform>::free_batch(request_type* const* rqs, unsigned n) noexcept {
-  for (unsigned i = 0; i < n; ++i) {
-    if (expect(*rqs[i], place::allocated, not_allocated)) base::note_use(rqs[i]->pm_);
-  }
-  std::intptr_t freed = 0;
-  dispatch_.mutex().lock();
-  for (unsigned i = 0; i < n; ++i) {
-    request_type& rq = *rqs[i];
-    if (rq.place_ != place::allocated) continue;
-    rq.place_ = place::user;
-    set_.tags_.give(rq.tag_, share_);
-    ++freed;
-  }
-  leave_unlock(freed);
-}
-
-template <platform Platform>
-void basic_request_queue<Platform>::complete(request_type& rq, status result) noexcept {
-  if (!expect(rq, place::driver, "complete() of a request the driver does not have")) return;
-  rq.result_ = result;
-  if (rq.done_ != nullptr) {
-    rq.place_ = place::allocated;
-    rq.done_->publish_add(1);  // the last touch: execute() may have returned
-    return;
-  }
-  const std::uint16_t tag = rq.tag_;
-  const bool pm = rq.pm_;
-  rq.place_ = place::user;
-  if (rq.end_io_ != nullptr) rq.end_io_(rq);  // it may be gone
-  give_back(tag, pm);
-}
-
-template <platform Platform>
-void basic_request_queue<Platform>::requeue(request_type& rq, bool kick) noexcept {
-  if (!expect(rq, place::driver, "requeue() of a request the driver does not have")) return;
-  dispatch_.requeue(rq, kick);
-}
-
-// -- submission
-
-template <platform Platform>
-void basic_request_queue<Platform>::execute_nowait(request_type& rq, bool at_head) noexcept {
-  if (!expect(rq, place::allocated, not_allocated)) return;
-  hand_over(gate());  // whoever completes it leaves
-  dispatch_.mutex().lock();
-  dispatch_.insert_unlock(rq, at_head);
-}
-
-template <platform Platform>
-status basic_request_queue<Platform>::submit(request_type& rq, enter_flags flags,
-                                             bool at_head) noexcept {
-  const status got = begin_lock(rq, request_kind::passthrough, flags);
-  if (got != status::ok) return got;
-  hand_over(gate());
-  dispatch_.insert_unlock(rq, at_head);
-  return status::ok;
-}
-
-template <platform Platform>
-status basic_request_queue<Platform>::execute(request_type& rq, bool at_head) noexcept {
-  if (!expect(rq, place::allocated, not_allocated)) {
-    return status::invalid;
-  }
-  typename Platform::wait_word done{0};
-  rq.done_ = &done;
-  execute_nowait(rq, at_head);
-  // [execute.done] acquire: pairs with publish_add() in complete(): the result is there.
-  while (done.load(std::memory_order_acquire) == 0) {
-    if constexpr (!Platform::can_block) {
-      rq.done_ = nullptr;
-      Platform::misuse("execute() would wait for ever: there is one thread only");
-      return status::again;
-    }
-    done.wait(0);
-  }
-  done.settle();
-  rq.done_ = nullptr;
-  free(rq);
-  return rq.result_;
-}
-
-template <platform Platform>
-status basic_request_queue<Platform>::submit_bio(request_type& rq, enter_flags flags) noexcept {
-  const bool nowait = has(flags, enter_flags::nowait);
-  status got = status::io_error;
-  if (!base::is_disk_dead()) {
-    got = begin_lock(rq, request_kind::bio, nowait ? enter_flags::nowait : enter_flags::none);
-    if (got == status::ok) {
-      hand_over(gate());
-      dispatch_.issue_unlock(rq);
-      return got;
-    }
-    if (got == status::invalid) return got;
-    if (got == status::no_device || base::is_disk_dead()) got = status::io_error;
-  }
-  rq.result_ = got;
-  if (rq.end_io_ != nullptr) rq.end_io_(rq);  // it may be gone
-  return got;
-}
-
-// -- the end
-
-template <platform Platform>
-status basic_request_queue<Platform>::destroy() noexcept {
-  gate().mark_dying();
-  status result = base::start_drain();
-  if (result == status::ok) result = base::freeze_wait();
-  if (result != status::ok) return result;
-  dispatch_.cancel_runs();
-  set_.leave(*this);
-  return status::ok;
-}
-
 }  // namespace pmgate
+
+#include <pmgate/detail/block/request_queue_impl.hpp>
 
 #endif  // PMGATE_BLOCK_REQUEST_QUEUE_HPP

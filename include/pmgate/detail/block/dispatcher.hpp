@@ -95,6 +95,8 @@ class dispatcher {
   void insert_unlock(request_type& rq, bool at_head) noexcept;
   /// Offers what is queued, unless quiesced or stopped.
   void run_unlock() noexcept;
+  /// The same, later if the driver may sleep.
+  void offer_unlock() noexcept { blocking_ ? run_async_unlock() : run_unlock(); }
   /// Offers a bio directly, and keeps it only if it cannot go out.
   void issue_unlock(request_type& rq) noexcept;
   /// A request is being freed. Returns: true if run_soon() is to be called for that.
@@ -189,11 +191,7 @@ void dispatcher<Platform>::note_queued_locked() noexcept {
 template <platform Platform>
 void dispatcher<Platform>::insert_unlock(request_type& rq, bool at_head) noexcept {
   park_locked(rq, at_head);
-  if (blocking_) {
-    run_async_unlock();
-  } else {
-    run_unlock();
-  }
+  offer_unlock();
 }
 
 /// Whether a run would offer anything. Whoever changes the answer to yes does so
@@ -306,11 +304,7 @@ void dispatcher<Platform>::issue_unlock(request_type& rq) noexcept {
     rq.place_ = place::queued;
     passed_.push_back(rq);
     note_queued_locked();
-    if (blocking_) {
-      run_async_unlock();
-    } else {
-      run_unlock();
-    }
+    offer_unlock();
   }
   sections_.end_dispatch();
 }

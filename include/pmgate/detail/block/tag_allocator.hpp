@@ -61,10 +61,12 @@ class tag_allocator {
  public:
   using request_type = basic_request<Platform>;
 
-  /// Somebody who waits for a tag, on his own stack.
+  /// Somebody who waits for a tag, asleep on his own stack or to be called.
   struct waiter {
-    request_type& rq;
-    tag_share& share;
+    request_type* rq = nullptr;
+    tag_share* share = nullptr;
+    void (*call)(waiter&) noexcept = nullptr;  // instead of `given`
+    void* context = nullptr;                   // for call
     waiter* next = nullptr;
     typename Platform::wait_word given{0};  // 1: rq has its tag
   };
@@ -74,7 +76,14 @@ class tag_allocator {
     heirs() noexcept = default;
     /// The last touch of each: it may be gone.
     void tell() noexcept {
-      while (first_ != nullptr) std::exchange(first_, first_->next)->given.publish_add(1);
+      while (first_ != nullptr) {
+        waiter& next = *std::exchange(first_, first_->next);
+        if (next.call != nullptr) {
+          next.call(next);
+        } else {
+          next.given.publish_add(1);
+        }
+      }
     }
 
    private:
@@ -105,8 +114,19 @@ class tag_allocator {
   }
 
   void wait(waiter& self) noexcept {
+    self.next = nullptr;
     (last_ != nullptr ? last_->next : first_) = &self;
     last_ = &self;
+  }
+  /// Returns: false if he is not in the line: he has been given a tag, or is not there yet.
+  bool remove(waiter& self) noexcept {
+    waiter* before = nullptr;
+    waiter* each = first_;
+    while (each != nullptr && each != &self) before = std::exchange(each, each->next);
+    if (each == nullptr) return false;
+    (before != nullptr ? before->next : first_) = self.next;
+    if (last_ == &self) last_ = before;
+    return true;
   }
   /// Gives what is free to those who wait and may have it, oldest first; to be called
   /// after give().
@@ -114,7 +134,7 @@ class tag_allocator {
     waiter* before = nullptr;
     for (waiter* each = first_; each != nullptr && !free_.empty();) {
       waiter* const next = each->next;
-      if (take(each->rq, each->share)) {
+      if (take(*each->rq, *each->share)) {
         (before != nullptr ? before->next : first_) = next;
         if (next == nullptr) last_ = before;
         each->next = nullptr;
