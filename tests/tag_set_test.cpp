@@ -437,6 +437,26 @@ TEST_CASE("freezing a set closes every queue and has it dispatch what it holds")
   CHECK(a.misuse.count() == 0);
 }
 
+TEST_CASE("a set that does not drain by a deadline is open again") {
+  adapter host;
+  port<single_platform> a("a", host.log, host.works, host.set);
+  port<single_platform> b("b", host.log, host.works, host.set);
+  REQUIRE(b.alloc(1) == 1);
+  CHECK(host.set.freeze_until(single_platform::now()) == status::timed_out);
+  CHECK(a.q.gate().depth() == 0);
+  CHECK(b.q.gate().depth() == 0);
+
+  REQUIRE(host.set.freeze_start() == status::ok);
+  CHECK_FALSE(host.set.freeze_wait_until(single_platform::now()));
+  b.free_all();
+  CHECK(host.set.freeze_wait_until(single_platform::now()));
+  CHECK(a.q.gate().depth() == 1);
+  CHECK(host.set.freeze_until(single_platform::now()) == status::ok);
+  host.set.unfreeze();
+  host.set.unfreeze();
+  CHECK(host.misuse.count() == 0);
+}
+
 TEST_CASE("freezing one queue of a set leaves the others alone") {
   adapter a;
   port<single_platform> x("x", a.log, a.works, a.set);

@@ -52,6 +52,7 @@ template <platform Platform>
 class basic_tag_set {
  public:
   using queue_type = basic_request_queue<Platform>;
+  using time_point = typename Platform::time_point;
 
   explicit basic_tag_set(unsigned depth, driver_kind driver = driver_kind::nonblocking) noexcept;
   ~basic_tag_set();
@@ -94,6 +95,14 @@ class basic_tag_set {
   ///
   /// Returns: as basic_freeze_gate::freeze_wait().
   status freeze_wait() noexcept;
+  /// freeze_wait() with a deadline; the freeze stays in force either way.
+  ///
+  /// Returns: true if all have drained.
+  [[nodiscard]] bool freeze_wait_until(time_point deadline) noexcept;
+  /// freeze() with a deadline: at the deadline the freeze is undone again.
+  ///
+  /// Returns: ok: frozen; timed_out or not_permitted: not frozen by this call.
+  [[nodiscard]] status freeze_until(time_point deadline) noexcept;
   /// Undoes one freeze of each queue.
   ///
   /// Blocks: as basic_freeze_gate::unfreeze().
@@ -315,6 +324,22 @@ status basic_tag_set<Platform>::freeze_wait() noexcept {
     if (waited != status::ok) return waited;
   }
   return status::ok;
+}
+
+template <platform Platform>
+bool basic_tag_set<Platform>::freeze_wait_until(time_point deadline) noexcept {
+  for (queue_type* each = next(nullptr); each != nullptr; each = next(each)) {
+    if (!each->freeze_wait_until(deadline)) return false;
+  }
+  return true;
+}
+
+template <platform Platform>
+status basic_tag_set<Platform>::freeze_until(time_point deadline) noexcept {
+  const status started = freeze_start();
+  if (started != status::ok || freeze_wait_until(deadline)) return started;
+  unfreeze();
+  return status::timed_out;
 }
 
 template <platform Platform>
