@@ -2,8 +2,10 @@
 //
 // device_tree_test.cpp - devices that go down and up; the numbers are those of the
 // scenarios in the specification of system sleep.
+#include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cstddef>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -795,7 +797,15 @@ TEST_CASE("what is not here, or is in use, is not taken") {
 TEST_CASE("probes are waited for before prepare, and refused until complete") {
   sequential<> s;
   REQUIRE(s.tree.begin_probe());
-  worker suspender([&] { CHECK(s.tree.suspend_start(event::suspend) == status::ok); });
+  s.nodes.R.then["complete"] = [&] {
+    CHECK_FALSE(s.tree.begin_probe());
+    return status::ok;
+  };
+  worker suspender([&] {
+    CHECK(s.tree.suspend_start(event::suspend) == status::ok);
+    CHECK_FALSE(s.tree.begin_probe());
+    s.tree.resume_end(event::resume);
+  });
   CHECK(suspender.is_blocked());
   CHECK_FALSE(s.tree.begin_probe());
   CHECK(s.log.size() == 0);
@@ -803,8 +813,6 @@ TEST_CASE("probes are waited for before prepare, and refused until complete") {
   s.tree.end_probe();
   suspender.join();
 
-  CHECK_FALSE(s.tree.begin_probe());
-  s.tree.resume_end(event::resume);
   CHECK(s.tree.begin_probe());
   s.tree.end_probe();
 }
@@ -935,6 +943,127 @@ TEST_CASE("a kernel that is overwritten tells nobody") {
 
 // -- misuse, and one thread of execution
 
+TEST_CASE("a phase with an event of the other direction is reported and does nothing") {
+  sequential<> s;
+  CHECK(s.tree.suspend_start(event::resume) == status::invalid);
+  CHECK(s.misuse.take() == 1);
+  CHECK_FALSE(s.tree.in_transition());
+
+  REQUIRE(go_down(s.tree, event::suspend) == status::ok);
+  s.tree.resume_noirq(event::suspend);
+  CHECK(s.nodes.d.device.is_noirq_suspended());
+  s.tree.resume_noirq(event::resume);
+  s.tree.resume_early(event::freeze);
+  CHECK(s.nodes.d.device.is_late_suspended());
+  s.tree.resume_early(event::resume);
+  s.tree.resume(event::hibernate);
+  CHECK(s.nodes.d.device.is_suspended());
+  s.tree.resume(event::resume);
+  s.tree.complete(event::quiesce);
+  CHECK(s.tree.in_transition());
+  CHECK(s.misuse.take() == 4);
+
+  s.tree.complete(event::resume);
+  CHECK(s.log.of("resume_noirq") == up_order);
+  CHECK(s.log.of("resume") == up_order);
+  CHECK(s.log.of("complete") == down_order);
+}
+
+TEST_CASE("a phase out of order is reported and does nothing: no device is lost on the way") {
+  using tree = default_tree;
+  const std::vector<status (tree::*)(event)> down = {&tree::prepare, &tree::suspend,
+                                                     &tree::suspend_late, &tree::suspend_noirq};
+  const std::vector<void (tree::*)(event)> up = {&tree::complete, &tree::resume,
+                                                 &tree::resume_early, &tree::resume_noirq};
+  sequential<> s;
+  const auto try_all_but = [&](const std::vector<std::size_t>& legal_down,
+                               const std::vector<std::size_t>& legal_up) {
+    const std::size_t calls = s.log.size();
+    const auto among = [](const std::vector<std::size_t>& some, std::size_t n) {
+      return std::find(some.begin(), some.end(), n) != some.end();
+    };
+    for (std::size_t n = 0; n < down.size(); ++n) {
+      if (!among(legal_down, n)) {
+        const bool twice = n == 0 && s.tree.in_transition();
+        CHECK((s.tree.*down[n])(event::suspend) == (twice ? status::busy : status::invalid));
+        CHECK(s.misuse.take() == 1);
+      }
+      if (!among(legal_up, n)) {
+        (s.tree.*up[n])(event::resume);
+        CHECK(s.misuse.take() == 1);
+      }
+    }
+    CHECK(s.log.size() == calls);
+  };
+
+  try_all_but({0}, {});
+  REQUIRE(s.tree.prepare(event::suspend) == status::ok);
+  try_all_but({1}, {0, 1});
+  REQUIRE(s.tree.suspend(event::suspend) == status::ok);
+  try_all_but({2}, {1});
+  REQUIRE(s.tree.suspend_late(event::suspend) == status::ok);
+  try_all_but({3}, {2});
+  REQUIRE(s.tree.suspend_noirq(event::suspend) == status::ok);
+  try_all_but({}, {3});
+  s.tree.resume_noirq(event::resume);
+  try_all_but({3}, {2});
+  s.tree.resume_early(event::resume);
+  try_all_but({2}, {1});
+  s.tree.resume(event::resume);
+  try_all_but({}, {0, 1});
+  s.tree.complete(event::resume);
+  try_all_but({0}, {});
+
+  // What failed is undone, and not gone on with.
+  s.nodes.t.fail("prepare");
+  REQUIRE(s.tree.prepare(event::suspend) == status::io_error);
+  try_all_but({}, {0, 1});
+  s.tree.resume_end(event::resume);
+  s.nodes.t.then.clear();
+  s.nodes.t.fail("suspend");
+  REQUIRE(s.tree.suspend_start(event::suspend) == status::io_error);
+  try_all_but({}, {1});
+  s.tree.resume_end(event::resume);
+  CHECK(s.order() == up_order);
+}
+
+TEST_CASE("nobody takes a transition further, or undoes it, but the thread that began it") {
+  sequential<> s;
+  REQUIRE(go_down(s.tree, event::suspend) == status::ok);
+  s.log.clear();
+
+  worker other([&] {
+    CHECK(go_down(s.tree, event::suspend) == status::busy);  // and its undoing, as documented
+    CHECK(s.tree.suspend_noirq(event::suspend) == status::busy);
+    come_up(s.tree, event::resume);
+  });
+  other.join();
+
+  CHECK(s.misuse.take() == 8);
+  CHECK(s.log.size() == 0);
+  CHECK(s.nodes.d.device.is_noirq_suspended());
+  come_up(s.tree, event::resume);
+  CHECK(s.log.of("complete") == down_order);
+}
+
+TEST_CASE("a transition goes on in an image on the thread that put the image back") {
+  sequential<> s;
+  REQUIRE(go_down(s.tree, event::freeze) == status::ok);
+  s.tree.save_image();
+  come_up(s.tree, event::thaw);
+
+  worker restorer([&] {
+    REQUIRE(s.tree.put_back_image());
+    come_up(s.tree, event::restore);
+    s.tree.discard_image();
+  });
+  restorer.join();
+
+  CHECK(s.misuse.count() == 0);
+  CHECK(s.log.of("restore") == up_order);
+  CHECK_FALSE(s.tree.in_transition());
+}
+
 TEST_CASE("wrong events, a second transition, and what is destroyed too early are reported") {
   misuse_log misuse;
   default_tree tree;
@@ -969,7 +1098,9 @@ TEST_CASE("with one thread only, asynchronous devices go in order and a probe is
   REQUIRE(s.tree.begin_probe());
   CHECK(s.tree.prepare(event::suspend) == status::again);
   CHECK(s.misuse.take() == 1);
-  s.tree.complete(event::resume);
+  CHECK_FALSE(s.tree.in_transition());
+  CHECK(s.tree.begin_probe());
+  s.tree.end_probe();
   s.tree.end_probe();
 }
 

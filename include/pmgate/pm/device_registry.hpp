@@ -15,6 +15,7 @@
 #include <cstdint>
 
 #include <pmgate/detail/pm/device_graph.hpp>
+#include <pmgate/detail/pm/transition.hpp>
 #include <pmgate/platform.hpp>
 #include <pmgate/pm/device.hpp>
 #include <pmgate/pm/event.hpp>
@@ -103,8 +104,9 @@ class basic_device_registry {
   basic_device_registry() noexcept = default;
   ~basic_device_registry();
 
-  /// False if a transition is under way already.
-  bool begin_transition() noexcept;
+  /// Is told of each phase before it runs; see detail::transition::begin().
+  status begin_phase(phase next) noexcept;
+  void reach(detail::progress where) noexcept;
   void end_transition() noexcept;
   /// Lets nobody probe from now on, and waits for those who do.
   status block_probing() noexcept;
@@ -116,13 +118,12 @@ class basic_device_registry {
  private:
   using graph = detail::device_graph<Platform>;
 
-  bool is_fixed() const noexcept { return in_transition_ || has_image_; }
+  bool is_fixed() const noexcept { return transition_.is_on() || has_image_; }
   void put_back_lists() noexcept;
   void call_image_functions(image_move what) noexcept;
 
-  bool in_transition_ = false;
+  detail::transition<Platform> transition_;
   bool has_image_ = false;
-  bool image_in_transition_ = false;
   bool probing_blocked_ = false;
   std::uint32_t probes_ = 0;
   typename Platform::wait_word probe_ends_{0};
@@ -224,17 +225,22 @@ status basic_device_registry<Platform>::block_probing() noexcept {
 // -- transitions and images
 
 template <platform Platform>
-bool basic_device_registry<Platform>::begin_transition() noexcept {
+status basic_device_registry<Platform>::begin_phase(phase next) noexcept {
   const scoped_lock guard(lock_);
-  if (in_transition_) return false;
-  in_transition_ = true;
-  return true;
+  return transition_.begin(next);
+}
+
+template <platform Platform>
+void basic_device_registry<Platform>::reach(detail::progress where) noexcept {
+  const scoped_lock guard(lock_);
+  transition_.reach(where);
 }
 
 template <platform Platform>
 void basic_device_registry<Platform>::end_transition() noexcept {
   const scoped_lock guard(lock_);
-  in_transition_ = probing_blocked_ = false;
+  transition_.end();
+  probing_blocked_ = false;
 }
 
 template <platform Platform>
@@ -242,7 +248,7 @@ void basic_device_registry<Platform>::save_image() noexcept {
   {
     const scoped_lock guard(lock_);
     has_image_ = true;
-    image_in_transition_ = in_transition_;
+    transition_.save_image();
     for (unsigned n = 0; n < detail::power_list_count; ++n) {
       for (device* item = graph_.first(static_cast<power_list>(n)); item != nullptr;
            item = graph::next(*item)) {
@@ -263,7 +269,8 @@ void basic_device_registry<Platform>::put_back_lists() noexcept {
   for (unsigned n = detail::power_list_count - 1; n-- > 0;) {
     graph_.splice_front(static_cast<power_list>(n), all);
   }
-  in_transition_ = probing_blocked_ = image_in_transition_;
+  transition_.put_back_image();
+  probing_blocked_ = transition_.is_on();
   device* const end = graph_.last(all);
   for (device* item = graph_.first(all); item != nullptr;) {
     device* const next = item != end ? graph::next(*item) : nullptr;
@@ -312,7 +319,8 @@ void basic_device_registry<Platform>::vanish() noexcept {
       item->set(~device::settings, false);
     }
   }
-  in_transition_ = probing_blocked_ = has_image_ = false;
+  transition_.end();
+  probing_blocked_ = has_image_ = false;
 }
 
 // -- queries
@@ -340,7 +348,7 @@ callback_failure basic_device_registry<Platform>::last_failure() noexcept {
 template <platform Platform>
 bool basic_device_registry<Platform>::in_transition() noexcept {
   const scoped_lock guard(lock_);
-  return in_transition_;
+  return transition_.is_on();
 }
 
 template <platform Platform>

@@ -27,7 +27,8 @@ namespace pmgate::pm {
 ///
 /// Lifetime: neither copyable nor movable; outlives its devices' stay in it.
 /// Threads:  a transition, which is everything from prepare() to complete(), from one
-///           thread; the members of the base, and queries, from any.
+///           thread; the members of the base, and queries, from any. One that goes on in
+///           an image does so on the thread that put the image back.
 /// Blocking: every phase, as long as its callbacks do. An asynchronous device goes to a
 ///           worker of the queue given; each phase waits for all of them. Without a
 ///           queue, or where the platform cannot block, all go one after another.
@@ -35,7 +36,9 @@ namespace pmgate::pm {
 ///           children and consumers (down) or its parent and suppliers (up) are done.
 /// Orders:   the callbacks of a device happen-after those it waits for, and happen-before
 ///           the return of the phase.
-/// Misuse:   goes to Platform::misuse() and has no effect.
+/// Misuse:   goes to Platform::misuse() and has no effect: there is nothing to undo. That
+///           includes a phase out of order, with an event of the other direction, or in
+///           the transition of another thread (Kernel: goes wrong).
 /// Limits:   those of the base. Runtime PM is told, by queries of the device, not stopped.
 template <platform Platform>
 class basic_device_tree : public detail::device_walk<Platform> {
@@ -73,12 +76,16 @@ class basic_device_tree : public detail::device_walk<Platform> {
   /// Reports callbacks that run and are overdue, once each; for a timer, on any thread.
   void look_for_overdue() noexcept { this->watch_.look(this->lock_); }
 
-  // -- one phase each
+  // -- one phase each: prepare, suspend, suspend_late, suspend_noirq, and back from
+  // wherever that came to
 
   /// Parents first. Waits for probes under way, and refuses new ones.
   ///
   /// Returns: ok, or what a device said, who then is as if never asked; the caller
-  /// undoes by complete(). One that says `again` is asked again.  Kernel: dpm_prepare().
+  /// undoes by complete(). One that says `again` is asked again. Nothing was begun, and
+  /// nothing is undone, if misuse was reported: busy during a transition; invalid with an
+  /// upward event; again where the platform cannot wait for a probe.
+  /// Kernel: dpm_prepare().
   [[nodiscard]] status prepare(event what) noexcept;
   /// Children first. Does not undo: the caller does, by resume() and complete().
   ///
@@ -114,7 +121,7 @@ class basic_device_tree : public detail::device_walk<Platform> {
   using typename walk::function;
   using typename walk::power_list;
 
-  static bool is_down(event what) noexcept;
+  status begin(event what, phase at) noexcept;
   status prepare_one(device& item, event what) noexcept;
   void complete_one(device& item) noexcept;
 
@@ -142,31 +149,37 @@ void basic_device_tree<Platform>::set_interrupt_control(interrupts_fn control,
   interrupts_ = control;
 }
 
+/// Every phase begins here: the direction has to be right, the order, and the thread.
 template <platform Platform>
-bool basic_device_tree<Platform>::is_down(event what) noexcept {
-  if (!goes_down(what)) Platform::misuse("devices do not go down with an upward event");
-  return goes_down(what);
+status basic_device_tree<Platform>::begin(event what, phase at) noexcept {
+  if (goes_down(what) != goes_down(at)) {
+    Platform::misuse(goes_down(at) ? "devices do not go down with an upward event"
+                                   : "devices do not come up with a downward event");
+    return status::invalid;
+  }
+  const status legal = this->begin_phase(at);
+  if (legal == status::ok) walk::begin(what, at);
+  return legal;
 }
 
 // -- prepare and complete: one device after another
 
 template <platform Platform>
 status basic_device_tree<Platform>::prepare(event what) noexcept {
-  if (!is_down(what)) return status::invalid;
-  if (!this->begin_transition()) {
-    Platform::misuse("prepare() during a transition");
-    return status::busy;
-  }
+  const status legal = begin(what, phase::prepare);
+  if (legal != status::ok) return legal;
   const status unprobed = this->block_probing();
-  if (unprobed != status::ok) return unprobed;
-  this->begin(what, phase::prepare);
+  if (unprobed != status::ok) {
+    this->end_transition();
+    return unprobed;
+  }
   for (;;) {
     device* item = nullptr;
     {
       const scoped_lock guard(this->lock_);
       item = this->graph_.first(power_list::active);
     }
-    if (item == nullptr) return status::ok;
+    if (item == nullptr) break;
     const status result = prepare_one(*item, what);
     if (result == status::again) continue;
     if (result != status::ok) return result;
@@ -174,6 +187,8 @@ status basic_device_tree<Platform>::prepare(event what) noexcept {
     item->set(device::prepared_bit, true);
     this->graph_.move_back(*item, power_list::prepared);
   }
+  this->reach(detail::progress::prepared);
+  return status::ok;
 }
 
 template <platform Platform>
@@ -196,7 +211,7 @@ status basic_device_tree<Platform>::prepare_one(device& item, event what) noexce
 
 template <platform Platform>
 void basic_device_tree<Platform>::complete(event what) noexcept {
-  this->begin(what, phase::complete);
+  if (begin(what, phase::complete) != status::ok) return;
   for (;;) {
     device* item = nullptr;
     {
@@ -225,15 +240,17 @@ void basic_device_tree<Platform>::complete_one(device& item) noexcept {
 
 template <platform Platform>
 status basic_device_tree<Platform>::suspend(event what) noexcept {
-  if (!is_down(what)) return status::invalid;
-  this->begin(what, phase::suspend);
-  return this->go_down(power_list::prepared, power_list::suspended);
+  const status legal = begin(what, phase::suspend);
+  if (legal != status::ok) return legal;
+  const status result = this->go_down(power_list::prepared, power_list::suspended);
+  if (result == status::ok) this->reach(detail::progress::suspended);
+  return result;
 }
 
 template <platform Platform>
 status basic_device_tree<Platform>::suspend_late(event what) noexcept {
-  if (!is_down(what)) return status::invalid;
-  this->begin(what, phase::suspend_late);
+  const status legal = begin(what, phase::suspend_late);
+  if (legal != status::ok) return legal;
   const status result = this->go_down(power_list::suspended, power_list::late_early);
   if (result != status::ok) resume_early(undo_of(what));
   return result;
@@ -241,9 +258,9 @@ status basic_device_tree<Platform>::suspend_late(event what) noexcept {
 
 template <platform Platform>
 status basic_device_tree<Platform>::suspend_noirq(event what) noexcept {
-  if (!is_down(what)) return status::invalid;
+  const status legal = begin(what, phase::suspend_noirq);
+  if (legal != status::ok) return legal;
   if (interrupts_ != nullptr) interrupts_(interrupts_context_, false);
-  this->begin(what, phase::suspend_noirq);
   const status result = this->go_down(power_list::late_early, power_list::noirq);
   if (result != status::ok) resume_noirq(undo_of(what));
   return result;
@@ -251,20 +268,20 @@ status basic_device_tree<Platform>::suspend_noirq(event what) noexcept {
 
 template <platform Platform>
 void basic_device_tree<Platform>::resume_noirq(event what) noexcept {
-  this->begin(what, phase::resume_noirq);
+  if (begin(what, phase::resume_noirq) != status::ok) return;
   this->come_up(power_list::noirq, power_list::late_early);
   if (interrupts_ != nullptr) interrupts_(interrupts_context_, true);
 }
 
 template <platform Platform>
 void basic_device_tree<Platform>::resume_early(event what) noexcept {
-  this->begin(what, phase::resume_early);
+  if (begin(what, phase::resume_early) != status::ok) return;
   this->come_up(power_list::late_early, power_list::suspended);
 }
 
 template <platform Platform>
 void basic_device_tree<Platform>::resume(event what) noexcept {
-  this->begin(what, phase::resume);
+  if (begin(what, phase::resume) != status::ok) return;
   this->come_up(power_list::suspended, power_list::prepared);
 }
 
