@@ -521,6 +521,23 @@ TEST_CASE("scenario 15: a link that would close a circle is refused and changes 
   CHECK(s.tree.remove_link(link) == status::ok);
 }
 
+TEST_CASE("a sync-state link may point backwards: what orders nothing closes no circle") {
+  sequential<> s;
+  default_link backwards(link_kind::sync_state_only), ordered;
+  REQUIRE(s.tree.add_link(backwards, s.nodes.R.device, s.nodes.d.device) == status::ok);
+  CHECK(s.order() == up_order);
+  CHECK(s.tree.add_link(ordered, s.nodes.N.device, s.nodes.R.device) == status::ok);
+  default_link on_itself(link_kind::sync_state_only);
+  CHECK(s.tree.add_link(on_itself, s.nodes.d.device, s.nodes.d.device) == status::deadlock);
+
+  CHECK(go_down(s.tree, event::suspend) == status::ok);
+  come_up(s.tree, event::resume);
+
+  CHECK(s.log.of("suspend") == "N r d t h S V R");
+  CHECK(s.tree.remove_link(backwards) == status::ok);
+  CHECK(s.tree.remove_link(ordered) == status::ok);
+}
+
 TEST_CASE("a sync-state link orders nothing, a dormant one is not waited for") {
   threaded s(2);
   default_link sync_state(link_kind::sync_state_only), dormant;

@@ -45,8 +45,10 @@ using pmgate::pm::basic_work_queue;
 using pmgate::pm::dispatch_of;
 using pmgate::pm::event;
 using pmgate::pm::hibernate;
+using pmgate::pm::image_move;
 using pmgate::pm::phase;
 using pmgate::pm::pm_only;
+using pmgate::pm::power_off_mode;
 using pmgate::pm::restore;
 using pmgate::pm::restore_freeze;
 using pmgate::pm::sleep_kinds;
@@ -88,8 +90,14 @@ struct driver {
     return says;
   }
   void resume() noexcept { log += std::string("+") + name + " "; }
+  void keep_image(image_move what) noexcept {
+    images += what == image_move::save       ? "save "
+              : what == image_move::put_back ? "put_back "
+                                             : "- ";
+  }
   const char* name;
   std::string& log;
+  std::string images;
   status says = status::ok;
 };
 
@@ -276,6 +284,146 @@ TEST_CASE("gates that were closed in the image are closed when the image goes on
 
   CHECK(s.log == "+ring +drain +flush +entry ");
   s.tree.discard_image();
+}
+
+/// What the hardware is told in a hibernation and a restore, and the moment of the jump.
+struct two_kernels {
+  explicit two_kernels(pmgate::pm::kernel& the_image) : image(the_image) {
+    boot.set_steps(
+        [](void* context, step what, bool) noexcept {
+          auto& self = *static_cast<two_kernels*>(context);
+          if (what == step::jump) self.log += "| ";
+          return status::ok;
+        },
+        this);
+  }
+  void hibernate_and_restore(power_off_mode mode) {
+    if (mode == power_off_mode::suspend) {  // the power fails while it sleeps: no wakeup
+      image.set_steps(
+          [](void*, step what, bool) noexcept {
+            return what == step::enter ? status::io_error : status::ok;
+          },
+          nullptr);
+    }
+    REQUIRE(hibernate(image, mode) == status::ok);
+    REQUIRE(image.is_off());
+    log.clear();
+    if (when_off) when_off();
+    REQUIRE(restore(boot, &image) == status::ok);
+  }
+  std::string log;
+  std::function<void()> when_off;
+  pmgate::pm::kernel& image;
+  pmgate::pm::kernel boot;
+};
+
+TEST_CASE("after the jump no driver goes down again, however the image kernel went off") {
+  for (const auto mode :
+       {power_off_mode::platform, power_off_mode::shutdown, power_off_mode::suspend}) {
+    pmgate::pm::kernel image;
+    two_kernels both(image);
+    driver ring{"ring", both.log}, entry{"entry", both.log}, function{"function", both.log};
+    scope host(image.devices, "host");
+    const scope::gate ring_gate(host, phase::suspend_noirq, ring);
+    scope disk(image.devices, "disk", &host);
+    const scope::gate class_gate(disk, phase::suspend, entry, sleep_kinds::freeze);
+    const scope::gate by_function(
+        disk, phase::suspend_late,
+        [](void* it) noexcept { return static_cast<driver*>(it)->suspend(); },
+        [](void* it) noexcept { return static_cast<driver*>(it)->resume(), status::ok; },
+        &function);
+
+    both.hibernate_and_restore(mode);
+
+    CHECK(both.log == "| +ring +function +entry ");
+    CHECK_FALSE(class_gate.is_down());
+    CHECK(entry.images == "save put_back ");
+  }
+}
+
+TEST_CASE("what went down for the power-off only is up in the image, without a word") {
+  pmgate::pm::kernel image;
+  two_kernels both(image);
+  driver spindle{"spindle", both.log};
+  pmgate::freeze_gate entry;
+  scope disk(image.devices, "disk");
+  const scope::gate spin_down(disk, phase::suspend, spindle, sleep_kinds::poweroff);
+  const scope::gate closed(disk, phase::suspend, entry, sleep_kinds::poweroff);
+  both.when_off = [&] {
+    CHECK(spin_down.is_down());
+    CHECK(entry.depth() == 1);
+  };
+
+  both.hibernate_and_restore(power_off_mode::platform);
+
+  CHECK(both.log == "| ");
+  CHECK_FALSE(spin_down.is_down());
+  CHECK_FALSE(closed.is_down());
+  CHECK(entry.depth() == 0);
+}
+
+TEST_CASE("gates are closed in the image without waiting for whoever is inside") {
+  struct look {
+    status suspend() noexcept { return status::ok; }
+    void resume() noexcept {
+      closed = entry.depth() == 1 && special.pm_only() == 1 && dispatch.depth() == 1 &&
+               entry.is_frozen() == false;
+    }
+    pmgate::freeze_gate entry, special;
+    pmgate::quiesce_gate dispatch;
+    bool closed = false;
+  } s;
+  pmgate::pm::kernel image;
+  two_kernels both(image);
+  scope host(image.devices, "host");
+  const scope::gate stop(host, phase::suspend_late, s.dispatch);
+  const scope::gate first_up(host, phase::suspend_noirq, s);
+  scope disk(image.devices, "disk", &host);
+  const scope::gate class_gate(disk, phase::suspend, s.entry);
+  const scope::gate other(disk, phase::suspend, pm_only(s.special));
+  both.when_off = [&] {  // somebody who is not frozen is inside
+    REQUIRE(s.entry.try_enter());
+    REQUIRE(s.special.try_enter());
+    REQUIRE(s.dispatch.try_dispatch());
+  };
+
+  both.hibernate_and_restore(power_off_mode::shutdown);
+
+  CHECK(s.closed);
+  CHECK(s.entry.depth() + s.special.pm_only() + s.dispatch.depth() == 0);
+  s.entry.exit();
+  s.special.exit();
+  s.dispatch.end_dispatch();
+}
+
+TEST_CASE("whoever waits at a gate of a kernel that vanished is told that it is gone") {
+  struct waiters {
+    static status begin(void* it) noexcept {
+      auto& self = *static_cast<waiters*>(it);
+      self.at_entry.emplace([&self] { self.told[0] = self.entry.enter(); });
+      self.at_special.emplace([&self] { self.told[1] = self.special.enter(); });
+      CHECK(self.at_entry->is_blocked());
+      CHECK(self.at_special->is_blocked());
+      return status::ok;
+    }
+    pmgate::freeze_gate entry, special;
+    std::array<status, 2> told{};
+    std::optional<worker> at_entry, at_special;
+  } s;
+  pmgate::pm::kernel image, boot;
+  scope disk(boot.devices, "disk");
+  const scope::gate class_gate(disk, phase::suspend, s.entry);
+  const scope::gate other(disk, phase::suspend_late, pm_only(s.special));
+  const scope::gate last(
+      disk, phase::suspend_noirq, &waiters::begin, [](void*) noexcept { return status::ok; }, &s);
+
+  REQUIRE(hibernate(image) == status::ok);
+  REQUIRE(restore(boot, &image) == status::ok);
+  s.at_entry->join();
+  s.at_special->join();
+
+  CHECK(s.told == std::array<status, 2>{status::no_device, status::no_device});
+  CHECK_FALSE(class_gate.is_down());
 }
 
 // -- misuse

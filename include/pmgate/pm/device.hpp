@@ -179,7 +179,8 @@ class basic_device {
   void set_runtime_suspended(bool on) noexcept { set(runtime_suspended_bit, on); }
   /// It may wake the system, so a suspend never leaves it alone.  Kernel: device_may_wakeup().
   void set_may_wakeup(bool on) noexcept { set(may_wakeup_bit, on); }
-  /// For hibernation: what else in memory belongs to the device, such as its gates.
+  /// For hibernation: what else in memory belongs to the device, such as its gates. It
+  /// waits for nobody and leaves the hardware alone; children are told before parents.
   void set_image_function(image_fn mover) noexcept { image_ = mover; }
 
   // -- queries; what they say may be over when they return

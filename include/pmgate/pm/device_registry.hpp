@@ -60,8 +60,9 @@ class basic_device_registry {
   /// From now on the consumer sleeps before the supplier and wakes up after it.
   ///
   /// Moves the consumer, and all who depend on it, behind everybody else.
-  /// Returns: ok; deadlock if the supplier depends on the consumer (the kernel's null);
-  /// invalid if one of them is not here or the link is in use; busy as remove().
+  /// Returns: ok; deadlock if the supplier depends on the consumer (the kernel's null),
+  /// unless the link orders nothing; invalid if one of them is not here or the link is in
+  /// use; busy as remove().
   /// Cost: the devices and links that depend on the consumer.  Kernel: device_link_add().
   status add_link(link& entry, device& consumer, device& supplier) noexcept;
   /// Returns: ok; invalid if it is not here; busy as remove().  Kernel: device_link_del().
@@ -82,7 +83,8 @@ class basic_device_registry {
   bool put_back_image() noexcept;
   /// Forgets it.
   void discard_image() noexcept;
-  /// This kernel's memory is overwritten: nobody is down any more and nobody is told.
+  /// This kernel's memory is overwritten: nobody is down any more and no callback is
+  /// told. For good: what the image functions took away does not come back.
   void vanish() noexcept;
 
   // -- queries
@@ -292,12 +294,13 @@ bool basic_device_registry<Platform>::put_back_image() noexcept {
   return true;
 }
 
-/// Outside the lock: nobody comes or goes while there is an image, or a transition goes on.
+/// Children first, as on the way down. Outside the lock: nobody comes or goes while there
+/// is an image, or a transition goes on.
 template <platform Platform>
 void basic_device_registry<Platform>::call_image_functions(image_move what) noexcept {
-  for (unsigned n = 0; n < detail::power_list_count; ++n) {
-    for (device* item = graph_.first(static_cast<power_list>(n)); item != nullptr;
-         item = graph::next(*item)) {
+  for (unsigned n = detail::power_list_count; n-- > 0;) {
+    for (device* item = graph_.last(static_cast<power_list>(n)); item != nullptr;
+         item = graph::previous(*item)) {
       if (item->image_ != nullptr) item->image_(*item, what);
     }
   }

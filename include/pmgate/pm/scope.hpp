@@ -42,6 +42,11 @@ enum class sleep_kinds : std::uint8_t {
 ///           its gates are destroyed before it, parents after their children.
 /// Threads:  gates are declared before a transition; the rest as basic_device.
 /// Blocking: construction no; its callbacks, as long as its gates do.
+/// Images:   gates are memory. With the image each is as down as it was, without a wait and
+///           without a call of suspend(), resume(), quiesce() of a device, or a function:
+///           no driver reaches the hardware between the jump and RESTORE. A driver that has
+///           to put back memory of its own has a `void keep_image(image_move) noexcept`.
+///           Whoever waits at a gate of a kernel that vanished gets no_device.
 /// Misuse:   goes to Platform::misuse() and has no effect.
 template <platform Platform>
 class basic_scope {
@@ -132,23 +137,18 @@ class basic_scope<Platform>::gate {
   template <class Gate>
   requires detail::gate_like<Gate> gate(basic_scope& owner, phase at, Gate& behind,
                                         sleep_kinds kinds = sleep_kinds::all)
-  noexcept
-      : gate(owner, at, kinds, &behind, &detail::gate_calls<Gate, Platform>::close,
-             &detail::gate_calls<Gate, Platform>::open) {}
+  noexcept : gate(owner, at, kinds, &behind, &detail::gate_calls_of<Gate, Platform>) {}
   template <class Gate>
   gate(basic_scope& owner, phase at, pm_only<Gate> behind,
        sleep_kinds kinds = sleep_kinds::all) noexcept
-      : gate(owner, at, kinds, &behind.gate, &detail::gate_calls<pm_only<Gate>, Platform>::close,
-             &detail::gate_calls<pm_only<Gate>, Platform>::open) {}
+      : gate(owner, at, kinds, &behind.gate, &detail::gate_calls_of<pm_only<Gate>, Platform>) {}
   template <class Gate>
   gate(basic_scope& owner, phase at, dispatch_of<Gate> behind,
        sleep_kinds kinds = sleep_kinds::all) noexcept
-      : gate(owner, at, kinds, &behind.gate,
-             &detail::gate_calls<dispatch_of<Gate>, Platform>::close,
-             &detail::gate_calls<dispatch_of<Gate>, Platform>::open) {}
+      : gate(owner, at, kinds, &behind.gate, &detail::gate_calls_of<dispatch_of<Gate>, Platform>) {}
   gate(basic_scope& owner, phase at, move_fn down, move_fn up, void* context,
        sleep_kinds kinds = sleep_kinds::all) noexcept
-      : gate(owner, at, kinds, context, nullptr, nullptr) {
+      : gate(owner, at, kinds, context, nullptr) {
     down_ = down;
     up_ = up;
   }
@@ -160,23 +160,22 @@ class basic_scope<Platform>::gate {
 
  private:
   friend class basic_scope;
-  using close_fn = status (*)(void* behind, const duration* limit) noexcept;
-  using open_fn = status (*)(void* behind) noexcept;
+  using calls_type = detail::gate_calls<Platform>;
 
-  gate(basic_scope& owner, phase at, sleep_kinds kinds, void* behind, close_fn down,
-       open_fn up) noexcept;
+  gate(basic_scope& owner, phase at, sleep_kinds kinds, void* behind,
+       const calls_type* calls) noexcept;
   bool takes_part(phase at, sleep_kinds kind) const noexcept {
     return at == at_ && (static_cast<unsigned>(kinds_) & static_cast<unsigned>(kind)) != 0;
   }
   status close() noexcept;
   status open() noexcept;
+  void keep_image(image_move what) noexcept;
 
   basic_scope& scope_;
   const phase at_;
   const sleep_kinds kinds_;
   void* behind_;
-  close_fn close_;
-  open_fn open_;
+  const calls_type* calls_;  // null: the two functions
   move_fn down_ = nullptr;
   move_fn up_ = nullptr;
   bool is_down_ = false;
@@ -203,8 +202,8 @@ basic_scope<Platform>::~basic_scope() {
 
 template <platform Platform>
 basic_scope<Platform>::gate::gate(basic_scope& owner, phase at, sleep_kinds kinds, void* behind,
-                                  close_fn down, open_fn up) noexcept
-    : scope_(owner), at_(at), kinds_(kinds), behind_(behind), close_(down), open_(up) {
+                                  const calls_type* calls) noexcept
+    : scope_(owner), at_(at), kinds_(kinds), behind_(behind), calls_(calls) {
   if (at != phase::suspend && at != phase::suspend_late && at != phase::suspend_noirq) {
     Platform::misuse("a gate goes down in suspend, suspend_late or suspend_noirq");
   }
@@ -223,7 +222,7 @@ basic_scope<Platform>::gate::~gate() {
 template <platform Platform>
 status basic_scope<Platform>::gate::close() noexcept {
   const duration* const limit = duration{} < scope_.limit_ ? &scope_.limit_ : nullptr;
-  const status result = close_ != nullptr ? close_(behind_, limit) : down_(behind_);
+  const status result = calls_ != nullptr ? calls_->close(behind_, limit) : down_(behind_);
   is_down_ = result == status::ok;
   return result;
 }
@@ -231,7 +230,15 @@ status basic_scope<Platform>::gate::close() noexcept {
 template <platform Platform>
 status basic_scope<Platform>::gate::open() noexcept {
   is_down_ = false;
-  return open_ != nullptr ? open_(behind_) : up_(behind_);
+  return calls_ != nullptr ? calls_->open(behind_) : up_(behind_);
+}
+
+/// As in the image, or gone: no function is called, nobody is waited for.
+template <platform Platform>
+void basic_scope<Platform>::gate::keep_image(image_move what) noexcept {
+  if (what == image_move::save) image_down_ = is_down_;
+  const bool to_be = what != image_move::vanish && image_down_;
+  is_down_ = calls_ != nullptr ? calls_->keep_image(behind_, what, is_down_, to_be) : to_be;
 }
 
 /// The device that refuses has undone itself: whatever went down here is up again.
@@ -261,21 +268,9 @@ status basic_scope<Platform>::open_gates(phase at, gate* up_to) noexcept {
   return result;
 }
 
-/// Gates are memory: what was down in the image is down again, phase by phase. Nobody is
-/// inside, so this does not wait. Those of a kernel that vanishes stay as they are.
 template <platform Platform>
 void basic_scope<Platform>::keep_image(device_type& item, image_move what) noexcept {
-  basic_scope& self = of(item);
-  for (const phase at : {phase::suspend, phase::suspend_late, phase::suspend_noirq}) {
-    for (gate* each = self.first_; each != nullptr; each = each->next_) {
-      if (each->at_ != at) continue;
-      if (what == image_move::save) each->image_down_ = each->is_down_;
-      if (what == image_move::vanish) each->is_down_ = false;
-      if (what == image_move::put_back && each->image_down_ && !each->is_down_) {
-        (void)each->close();
-      }
-    }
-  }
+  for (gate* each = of(item).first_; each != nullptr; each = each->next_) each->keep_image(what);
 }
 
 }  // namespace pmgate::pm

@@ -38,13 +38,15 @@ class device_graph {
   /// False if the device has children or links.
   bool is_leaf(const device& item) const noexcept;
 
-  /// False, and changes nothing, if the supplier needs the consumer in some way.
+  /// False, and changes nothing, if the supplier needs the consumer in some way; a link
+  /// that orders nothing closes no circle.
   bool connect(link& entry, device& consumer, device& supplier) noexcept;
   void disconnect(link& entry) noexcept;
 
   device* first(power_list where) const noexcept { return at(where).first(); }
   device* last(power_list where) const noexcept { return at(where).last(); }
   static device* next(const device& item) noexcept { return list::next(item); }
+  static device* previous(const device& item) noexcept { return list::previous(item); }
   static power_list list_of(const device& item) noexcept {
     return static_cast<power_list>(item.list_);
   }
@@ -154,15 +156,14 @@ typename device_graph<Platform>::device* device_graph<Platform>::walk_dependents
 
 template <platform Platform>
 bool device_graph<Platform>::connect(link& entry, device& consumer, device& supplier) noexcept {
-  device* const chain = walk_dependents(consumer);
-  if (supplier.walk_ == walks_) return false;
+  device* const chain = entry.orders() ? walk_dependents(consumer) : nullptr;
+  if (&consumer == &supplier || (entry.orders() && supplier.walk_ == walks_)) return false;
   entry.consumer_ = &consumer;
   entry.supplier_ = &supplier;
   entry.next_consumer_ = supplier.consumers_;
   supplier.consumers_ = &entry;
   entry.next_supplier_ = consumer.suppliers_;
   consumer.suppliers_ = &entry;
-  if (!entry.orders()) return true;
   for (device* item = chain; item != nullptr; item = item->walk_next_) {
     move_back(*item, list_of(*item));
   }

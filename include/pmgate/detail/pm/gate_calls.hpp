@@ -3,7 +3,8 @@
 // pmgate/detail/pm/gate_calls.hpp - how the different kinds of gates are closed and opened.
 //
 // The gates live on floors above: here they are known by what can be called. Closing is
-// waiting, too, and if the wait fails the gate is open again.
+// waiting, too, and if the wait fails the gate is open again. The one rule to know: in an
+// image a gate is closed again, without waiting; a driver is not called again.
 #ifndef PMGATE_DETAIL_PM_GATE_CALLS_HPP
 #define PMGATE_DETAIL_PM_GATE_CALLS_HPP
 
@@ -11,6 +12,7 @@
 #include <type_traits>
 
 #include <pmgate/platform.hpp>
+#include <pmgate/pm/device.hpp>
 #include <pmgate/status.hpp>
 
 namespace pmgate {
@@ -66,17 +68,6 @@ template <class G>
 concept gate_like =
     freezing_gate<G> || quiescing_gate<G> || quiescing_device<G> || suspending_driver<G>;
 
-/// What resume() says, or that it says nothing.
-template <class Gate>
-status resume_gate(Gate& gate) noexcept {
-  if constexpr (std::same_as<decltype(gate.resume()), status>) {
-    return gate.resume();
-  } else {
-    gate.resume();
-    return status::ok;
-  }
-}
-
 /// Waits for those inside, for the limit at most if there is one.
 template <class Gate, platform Platform>
 status drain_gate(Gate& gate, const typename Platform::duration* limit) noexcept {
@@ -88,78 +79,144 @@ status drain_gate(Gate& gate, const typename Platform::duration* limit) noexcept
   return gate.freeze_wait();
 }
 
+/// Whoever waits at a gate that nobody will ever open is told no_device.
 template <class Gate>
-status quiesce_or_undo(Gate& gate) noexcept {
-  gate.quiesce_nowait();
-  const status quiesced = gate.wait_quiesced();
-  if (quiesced != status::ok) static_cast<void>(gate.unquiesce());
-  return quiesced;
+void abandon_gate([[maybe_unused]] Gate& gate) noexcept {
+  if constexpr (requires { gate.mark_dying(); }) {
+    gate.mark_dying();
+    static_cast<void>(gate.start_drain());
+  } else if constexpr (requires { gate.gate().mark_dying(); }) {
+    abandon_gate(gate.gate());
+  }
 }
 
-/// Closing and opening, by what the gate offers.
+/// The kinds of gates. start() closes one and waits for nobody, drain() waits; what has
+/// no such halves has close(). After a drain() that failed it is open() again.
 template <class Gate, platform Platform>
-struct gate_calls {
-  using duration = typename Platform::duration;
+struct gate_kind;
 
-  static status close(void* behind, [[maybe_unused]] const duration* limit) noexcept {
-    Gate& gate = *static_cast<Gate*>(behind);
-    if constexpr (freezing_gate<Gate>) {
-      const status started = gate.freeze_start();
-      if (started != status::ok) return started;
-      const status drained = drain_gate<Gate, Platform>(gate, limit);
-      if (drained != status::ok) gate.unfreeze();
-      return drained;
-    } else if constexpr (quiescing_gate<Gate>) {
-      return quiesce_or_undo(gate);
-    } else if constexpr (quiescing_device<Gate>) {
+template <freezing_gate Gate, platform Platform>
+struct gate_kind<Gate, Platform> {
+  using type = Gate;
+  static status start(Gate& gate) noexcept { return gate.freeze_start(); }
+  static status drain(Gate& gate, const typename Platform::duration* limit) noexcept {
+    return drain_gate<Gate, Platform>(gate, limit);
+  }
+  static void open(Gate& gate) noexcept { gate.unfreeze(); }
+  static void abandon(Gate& gate) noexcept { abandon_gate(gate); }
+};
+
+template <class Gate, platform Platform>
+requires(quiescing_gate<Gate> && !freezing_gate<Gate>) struct gate_kind<Gate, Platform> {
+  using type = Gate;
+  static status start(Gate& gate) noexcept { return gate.quiesce_nowait(), status::ok; }
+  static status drain(Gate& gate, const typename Platform::duration*) noexcept {
+    return gate.wait_quiesced();
+  }
+  static void open(Gate& gate) noexcept { static_cast<void>(gate.unquiesce()); }
+  static void abandon(Gate&) noexcept {}
+};
+
+template <class Gate, platform Platform>
+struct gate_kind<pm::pm_only<Gate>, Platform> {
+  using type = Gate;
+  static status start(Gate& gate) noexcept { return gate.set_pm_only(), status::ok; }
+  static status drain(Gate& gate, const typename Platform::duration* limit) noexcept {
+    status result = gate.freeze_start();
+    if (result != status::ok) return result;
+    result = drain_gate<Gate, Platform>(gate, limit);
+    gate.unfreeze();
+    return result;
+  }
+  static void open(Gate& gate) noexcept { gate.clear_pm_only(); }
+  static void abandon(Gate& gate) noexcept { abandon_gate(gate); }
+};
+
+template <class Gate, platform Platform>
+struct gate_kind<pm::dispatch_of<Gate>, Platform> {
+  using type = Gate;
+  static status start(Gate& gate) noexcept { return gate.quiesce_nowait(), status::ok; }
+  static status drain(Gate& gate, const typename Platform::duration*) noexcept {
+    return gate.wait_quiesced();
+  }
+  static void open(Gate& gate) noexcept { static_cast<void>(gate.unquiesce()); }
+  static void abandon(Gate&) noexcept {}
+};
+
+/// A class device, or a driver: what resume() says is what is told.
+template <class Gate, platform Platform>
+requires(!freezing_gate<Gate> && !quiescing_gate<Gate> &&
+         (quiescing_device<Gate> || suspending_driver<Gate>)) struct gate_kind<Gate, Platform> {
+  using type = Gate;
+  static status close(Gate& gate) noexcept {
+    if constexpr (quiescing_device<Gate>) {
       return gate.quiesce();
     } else {
       return gate.suspend();
     }
   }
-  static status open(void* behind) noexcept {
-    Gate& gate = *static_cast<Gate*>(behind);
-    if constexpr (freezing_gate<Gate>) {
-      gate.unfreeze();
-      return status::ok;
-    } else if constexpr (quiescing_gate<Gate>) {
-      static_cast<void>(gate.unquiesce());
-      return status::ok;
-    } else {
-      return resume_gate(gate);
-    }
-  }
+  static auto open(Gate& gate) noexcept { return gate.resume(); }
 };
 
-template <class Gate, platform Platform>
-struct gate_calls<pm::pm_only<Gate>, Platform> {
-  static status close(void* behind, const typename Platform::duration* limit) noexcept {
-    Gate& gate = *static_cast<Gate*>(behind);
-    gate.set_pm_only();
-    status result = gate.freeze_start();
-    if (result == status::ok) {
-      result = drain_gate<Gate, Platform>(gate, limit);
-      gate.unfreeze();
-    }
-    if (result != status::ok) gate.clear_pm_only();
-    return result;
-  }
-  static status open(void* behind) noexcept {
-    static_cast<Gate*>(behind)->clear_pm_only();
-    return status::ok;
-  }
+/// A gate of some kind, as its scope sees it.
+template <platform Platform>
+struct gate_calls {
+  using duration = typename Platform::duration;
+
+  status (*close)(void* behind, const duration* limit) noexcept;
+  status (*open)(void* behind) noexcept;
+  /// It is down or not, and is to be; waits for nobody. Returns: whether it is down then.
+  bool (*keep_image)(void* behind, pm::image_move what, bool is_down, bool to_be) noexcept;
 };
 
-template <class Gate, platform Platform>
-struct gate_calls<pm::dispatch_of<Gate>, Platform> {
-  static status close(void* behind, const typename Platform::duration*) noexcept {
-    return quiesce_or_undo(*static_cast<Gate*>(behind));
+template <class Kind, platform Platform>
+status close_gate(void* behind,
+                  [[maybe_unused]] const typename Platform::duration* limit) noexcept {
+  auto& gate = *static_cast<typename Kind::type*>(behind);
+  if constexpr (requires { Kind::close(gate); }) {
+    return Kind::close(gate);
+  } else {
+    const status started = Kind::start(gate);
+    if (started != status::ok) return started;
+    const status drained = Kind::drain(gate, limit);
+    if (drained != status::ok) Kind::open(gate);
+    return drained;
   }
-  static status open(void* behind) noexcept {
-    static_cast<void>(static_cast<Gate*>(behind)->unquiesce());
+}
+
+template <class Kind>
+status open_gate(void* behind) noexcept {
+  auto& gate = *static_cast<typename Kind::type*>(behind);
+  if constexpr (std::same_as<decltype(Kind::open(gate)), status>) {
+    return Kind::open(gate);
+  } else {
+    Kind::open(gate);
     return status::ok;
   }
-};
+}
+
+/// Gates are memory: they are put back to how they were, and whoever is inside stays. What
+/// is in the memory of a driver only the driver knows, if it has a keep_image().
+template <class Kind>
+bool keep_gate_image(void* behind, pm::image_move what, bool is_down, bool to_be) noexcept {
+  auto& gate = *static_cast<typename Kind::type*>(behind);
+  if constexpr (requires { Kind::start(gate); }) {
+    if (what == pm::image_move::vanish) {
+      if (is_down) Kind::abandon(gate);
+    } else if (is_down && !to_be) {
+      Kind::open(gate);
+    } else if (to_be && !is_down) {
+      to_be = Kind::start(gate) == status::ok;
+    }
+  }
+  if constexpr (requires { gate.keep_image(what); }) gate.keep_image(what);
+  return to_be;
+}
+
+template <class Gate, platform Platform>
+inline constexpr gate_calls<Platform> gate_calls_of = {
+    &close_gate<gate_kind<Gate, Platform>, Platform>, &open_gate<gate_kind<Gate, Platform>>,
+    &keep_gate_image<gate_kind<Gate, Platform>>};
 
 }  // namespace detail
 }  // namespace pmgate
