@@ -599,4 +599,126 @@ TEST_CASE_TEMPLATE("a device that sleeps whenever it can loses no request", P, T
   CHECK(d.misuse.count() == 0);
 }
 
+// -- system sleep
+
+TEST_CASE_TEMPLATE("while held no suspend begins, and a resume does", P, ALL_PLATFORMS) {
+  device<P> d;
+  d.pm.hold();
+  d.pm.hold();
+  CHECK(d.pm.pre_runtime_suspend() == status::again);
+  d.pm.release();
+  CHECK(d.pm.pre_runtime_suspend() == status::again);
+  CHECK(d.core.autosuspends == 0);
+  CHECK(d.gate.pm_only() == 0);
+  d.pm.release();
+  CHECK(d.core.autosuspends == 1);  // it may have been refused one
+
+  d.suspend();
+  d.pm.hold();
+  CHECK(d.pm.pre_runtime_resume() == status::ok);
+  d.pm.post_runtime_resume();
+  CHECK(d.pm.runtime_status() == rpm_status::active);
+  d.pm.release();
+  CHECK(d.misuse.count() == 0);
+}
+
+TEST_CASE_TEMPLATE("while disabled no step begins, and nothing is asked for in the end", P,
+                   ALL_PLATFORMS) {
+  device<P> d;
+  d.pm.disable();
+  CHECK(d.pm.pre_runtime_suspend() == status::again);
+  d.pm.enable();
+  d.suspend();
+
+  d.pm.disable();
+  d.pm.disable();
+  CHECK(d.pm.pre_runtime_resume() == status::again);
+  d.pm.enable();
+  CHECK(d.pm.pre_runtime_resume() == status::again);
+  CHECK(d.pm.runtime_status() == rpm_status::suspended);
+  CHECK(d.ask(for_pm) == status::again);
+  d.pm.enable();
+  CHECK(d.pm.pre_runtime_resume() == status::ok);
+  d.pm.post_runtime_resume();
+  CHECK(d.ask() == status::ok);
+  CHECK(d.misuse.count() == 0);
+}
+
+TEST_CASE_TEMPLATE("a driver that system sleep wakes up says so while disabled", P, ALL_PLATFORMS) {
+  device<P> d;
+  d.suspend();
+  d.pm.hold();
+  d.pm.disable();
+
+  d.pm.post_runtime_resume();
+
+  CHECK(d.pm.runtime_status() == rpm_status::active);
+  CHECK(d.ask() == status::ok);
+  d.pm.enable();
+  d.pm.release();
+  CHECK(d.pm.pre_runtime_suspend() == status::ok);
+  d.pm.post_runtime_resume();
+  CHECK(d.misuse.count() == 0);
+}
+
+TEST_CASE_TEMPLATE("hold waits for a suspend under way, disable for a resume as well", P,
+                   THREADED_PLATFORMS) {
+  device<P> d;
+  REQUIRE(d.pm.pre_runtime_suspend() == status::ok);
+  worker holder([&] { d.pm.hold(); });
+  worker disabler([&] { d.pm.disable(); });
+  CHECK(holder.is_blocked());
+  CHECK(disabler.is_blocked());
+  d.pm.post_runtime_suspend(status::ok);
+  holder.join();
+  disabler.join();
+  d.pm.enable();
+
+  REQUIRE(d.pm.pre_runtime_resume() == status::ok);
+  d.pm.hold();  // does not wait
+  worker again([&] { d.pm.disable(); });
+  CHECK(again.is_blocked());
+  d.pm.post_runtime_resume();
+  again.join();
+
+  d.pm.enable();
+  d.pm.release();
+  d.pm.release();
+  CHECK(d.misuse.count() == 0);
+}
+
+TEST_CASE_TEMPLATE("who waits while disabled asks again when enabled", P, THREADED_PLATFORMS) {
+  device<P> d;
+  d.suspend();
+  d.pm.disable();
+  enterer<P> waits(d.gate);
+  await(d.core.resumes, 1);
+  CHECK(d.pm.pre_runtime_resume() == status::again);
+  CHECK(waits.thread.is_blocked());
+  const int asked = d.core.resumes;
+
+  d.pm.enable();
+  await(d.core.resumes, asked + 1);
+
+  REQUIRE(d.pm.pre_runtime_resume() == status::ok);
+  d.pm.post_runtime_resume();
+  waits.thread.join();
+  CHECK(waits.answer == status::ok);
+}
+
+TEST_CASE("a release or an enable too many is reported; one thread does not wait for itself") {
+  device<single_platform> d;
+  d.pm.release();
+  d.pm.enable();
+  CHECK(d.misuse.take() == 2);
+  REQUIRE(d.pm.pre_runtime_suspend() == status::ok);
+
+  d.pm.hold();
+
+  CHECK(d.misuse.take() == 1);
+  d.pm.post_runtime_suspend(status::io_error);
+  CHECK(d.pm.pre_runtime_suspend() == status::again);
+  d.pm.release();
+}
+
 }  // TEST_SUITE

@@ -20,6 +20,7 @@
 #include <pmgate/block/request_queue.hpp>
 #include <pmgate/block/request_waiter.hpp>
 #include <pmgate/block/runtime_pm.hpp>
+#include <pmgate/block/runtime_pm_binding.hpp>
 #include <pmgate/block/tag_set.hpp>
 #include <pmgate/percpu_ref.hpp>
 #include <pmgate/platform.hpp>

@@ -12,6 +12,8 @@
 
 #include <pmgate/block/freeze_gate.hpp>
 #include <pmgate/block/runtime_pm.hpp>
+#include <pmgate/block/runtime_pm_binding.hpp>
+#include <pmgate/pm/device_tree.hpp>
 
 #include "explore_models.hpp"
 #include "gate_scenarios.hpp"
@@ -123,6 +125,91 @@ inline constexpr auto use_and_note = [](auto& s) {
   s.note_asked();
 };
 
+// --- system sleep
+
+/// Suspends, and fails to: the device is active again.
+inline constexpr auto try_to_nap = [](auto& s) {
+  if (s.pm.pre_runtime_suspend() != status::ok) return;
+  s.data.write(1);
+  s.pm.post_runtime_suspend(status::io_error);
+};
+/// Suspends, and stays asleep if it may not wake up.
+inline constexpr auto doze = [](auto& s) {
+  if (s.pm.pre_runtime_suspend() != status::ok) return;
+  s.data.write(1);
+  s.pm.post_runtime_suspend(status::ok);
+  if (s.pm.pre_runtime_resume() != status::ok) return;
+  s.data.write(1);
+  s.pm.post_runtime_resume();
+};
+/// System sleep has the device to itself.
+inline constexpr auto hold_device = [](auto& s) {
+  s.pm.hold();
+  s.data.write(2);
+  s.pm.release();
+};
+inline constexpr auto disable_device = [](auto& s) {
+  s.pm.disable();
+  s.data.write(2);
+  s.pm.enable();
+};
+/// Resumes a device that sleeps when asked to; one who is refused is asked again.
+inline constexpr auto resume_when_asked = [](auto& s) {
+  for (;;) {
+    s.await_asked();
+    (void)s.asked.exchange(0, std::memory_order_acq_rel);
+    if (s.pm.pre_runtime_resume() == status::ok) break;
+  }
+  s.data.write(1);
+  s.pm.post_runtime_resume();
+};
+
+/// One that sleeps at first; or may do so at the end.
+template <class P>
+struct asleep : device<P> {
+  asleep() {
+    (void)this->pm.pre_runtime_suspend();
+    this->pm.post_runtime_suspend(status::ok);
+  }
+};
+template <class P>
+struct dozing : device<P> {
+  void check() {
+    if (this->pm.runtime_status() == rpm_status::suspended) {
+      sim::expect(this->pm.pre_runtime_resume() == status::ok, "a resume is refused at the end");
+      this->pm.post_runtime_resume();
+    }
+    device<P>::check();
+  }
+};
+
+/// The device in a tree: its callbacks have it to themselves from late to early.
+template <class P>
+struct in_tree : dozing<P> {
+  using pm_device = pmgate::pm::basic_device<P>;
+  static status touch(pm_device& it) noexcept {
+    static_cast<in_tree*>(it.context())->data.write(3);
+    return status::ok;
+  }
+  static constexpr pmgate::pm::basic_callbacks<P> table = {.suspend_late = &touch,
+                                                           .resume_early = &touch};
+  in_tree() { (void)tree.add(self); }
+  void sleep_and_wake() {
+    using pmgate::pm::event;
+    sim::expect(tree.suspend_start(event::suspend) == status::ok, "the suspend was refused");
+    sim::expect(tree.suspend_late(event::suspend) == status::ok, "the late phase was refused");
+    tree.resume_early(event::resume);
+    tree.resume_end(event::resume);
+  }
+  void check() {
+    sim::expect(tree.remove(self) == status::ok, "the transition is not over");
+    dozing<P>::check();
+  }
+  pmgate::pm::basic_device_tree<P> tree;
+  pm_device self{"device", nullptr, {.driver = &table}, this};
+  pmgate::basic_runtime_pm_binding<P> binding{self, this->pm};
+};
+
 // --- the class with a step left out or exchanged: explicit specialisations -------------
 
 template <int Bug>
@@ -132,6 +219,9 @@ using no_look = planted<1>;
 using left_closed = planted<2>;
 using deaf_resume = planted<3>;
 using hasty_suspend = planted<4>;
+using hasty_hold = planted<5>;
+using deaf_enable = planted<6>;
+using unchecked_resume = planted<7>;
 
 }  // namespace interleavings
 
@@ -158,13 +248,27 @@ void basic_runtime_pm<left_closed>::open_again() noexcept {
   set(rpm_status::active);
 }
 template <>
-void basic_runtime_pm<deaf_resume>::pre_runtime_resume() noexcept {
+status basic_runtime_pm<deaf_resume>::pre_runtime_resume() noexcept {
   set(rpm_status::resuming);
+  return status::ok;
 }
 template <>
 void basic_runtime_pm<hasty_suspend>::post_runtime_suspend(status) noexcept {
   gate_.set_runtime_suspended(true);
   set(rpm_status::suspended);  // who was woken asked in vain
+}
+template <>
+void basic_runtime_pm<hasty_hold>::await_step(rpm_status, rpm_status) noexcept {}
+template <>
+void basic_runtime_pm<deaf_enable>::enable() noexcept {
+  const scoped_lock guard(lock_);
+  --disables_;
+}
+template <>
+status basic_runtime_pm<unchecked_resume>::pre_runtime_resume() noexcept {
+  set(rpm_status::resuming);
+  gate_.set_runtime_suspended(false);
+  return status::ok;
 }
 
 }  // namespace pmgate
@@ -251,7 +355,46 @@ TEST_CASE("a suspend that is refused its grace period leaves everything as it wa
                              });
 }
 
+TEST_CASE("whoever holds a device has it without a runtime suspend") {
+  hold_on_all_models<device>("hold x failing suspend x enter", {.preemptions = 2}, hold_device,
+                             try_to_nap, [](auto& s) {
+                               if (s.gate.try_enter()) s.gate.exit();
+                             });
+}
+
+TEST_CASE("whoever disabled it has it without any step") {
+  hold_on_all_models<dozing>("disable x suspend, resume", {.preemptions = 3}, disable_device, doze);
+  hold_on_all_models<dozing>(
+      "disable x hold, release x suspend, resume", {.preemptions = 2}, disable_device,
+      [](auto& s) {
+        s.pm.hold();
+        s.pm.release();
+      },
+      doze);
+}
+
+TEST_CASE("a request that waits while it is disabled is heard when it is enabled") {
+  hold_on_all_models<asleep>("enter x resume when asked x disable", {.preemptions = 2}, use_device,
+                             resume_when_asked, [](auto& s) {
+                               s.pm.disable();
+                               s.pm.enable();
+                             });
+}
+
+TEST_CASE("a suspend check beside a system suspend, from prepare to complete") {
+  hold_on_all_models<in_tree>(
+      "system suspend x runtime suspend, resume", {.preemptions = 3},
+      [](auto& s) { s.sleep_and_wake(); }, doze);
+}
+
 TEST_CASE("planted bugs are found") {
+  caught<device<hasty_hold>>("a hold that does not wait", hold_device, try_to_nap);
+  caught<dozing<unchecked_resume>>("a resume while disabled", disable_device, doze);
+  caught<asleep<deaf_enable>>("an enable that nobody hears", use_device, resume_when_asked,
+                              [](auto& s) {
+                                s.pm.disable();
+                                s.pm.enable();
+                              });
   caught<device<pm_only_too_late>>("pm_only raised behind the check", nap, try_use);
   caught<seasoned<pm_only_too_late>>("the same in the shared word", nap, try_use);
   caught<device<no_look>>("no look at the count", nap, try_use);

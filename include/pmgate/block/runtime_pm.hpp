@@ -10,8 +10,10 @@
 //
 // The one rule to know: the check refuses, it never waits for a request. Once it has
 // said ok, nobody is inside and only PM requests get in, until the device is awake.
+// System sleep holds all this: see block/runtime_pm_binding.hpp.
 //
-// Counterpart: block/blk-pm.c of Linux and rpm_status of a request queue (semantics only).
+// Counterpart: block/blk-pm.c of Linux, rpm_status of a request queue, and of the PM core
+// usage_count and disable_depth (semantics only).
 #ifndef PMGATE_BLOCK_RUNTIME_PM_HPP
 #define PMGATE_BLOCK_RUNTIME_PM_HPP
 
@@ -19,6 +21,7 @@
 #include <cstdint>
 
 #include <pmgate/block/freeze_gate.hpp>
+#include <pmgate/platform.hpp>
 #include <pmgate/status.hpp>
 
 namespace pmgate {
@@ -64,8 +67,10 @@ struct runtime_pm_ops {
 /// Lifetime: made before the gate or queue is used, which outlives it and goes on calling
 ///           what is in the ops. Neither copyable nor movable.
 /// Threads:  the four steps one at a time, on any thread, as a PM core runs the callbacks
-///           of a device; everybody else uses the gate meanwhile as he likes.
-/// Blocking: pre_runtime_suspend() for a grace period, never for a request; nothing else.
+///           of a device; the members for system sleep beside them; everybody else uses
+///           the gate meanwhile as he likes.
+/// Blocking: pre_runtime_suspend() for a grace period, never for a request; hold() and
+///           disable() for a step under way; nothing else.
 /// Misuse:   a step that does not follow from the status goes to Platform::misuse() and has
 ///           no effect (Kernel: pm_only goes wrong, for good).
 /// Orders:   everything before an exit() happens-before pre_runtime_suspend() returns ok;
@@ -100,9 +105,9 @@ class basic_runtime_pm {
   /// The suspend check. While it lasts nobody gets in, PM requests included.
   ///
   /// Returns: ok if nobody is inside: the status is SUSPENDING and only PM requests get in;
-  /// busy if somebody is, and for an instant everybody may have been refused; not_permitted
-  /// if the platform refused the grace period; invalid if not ACTIVE. Unless ok, all is as
-  /// before.
+  /// busy if somebody is, and for an instant everybody may have been refused; again while
+  /// held or disabled; not_permitted if the platform refused the grace period; invalid if
+  /// not ACTIVE. Unless ok, all is as before.
   /// Blocks: for a grace period, the first time; over a queue also as a driver does that it
   /// runs.  Kernel: blk_pre_runtime_suspend().
   [[nodiscard]] status pre_runtime_suspend() noexcept;
@@ -118,15 +123,38 @@ class basic_runtime_pm {
 
   /// From now on PM requests get in, those who wait too: for the driver's own resume.
   ///
-  /// Precondition: not ACTIVE.
+  /// Returns: ok; again while disabled, and enable() has who waits ask again; invalid if
+  /// ACTIVE. Unless ok, all is as before, and the device is not to be touched.
   /// Blocks: no.  Kernel: blk_pre_runtime_resume(), which wakes nobody.
-  void pre_runtime_resume() noexcept;
+  status pre_runtime_resume() noexcept;
 
   /// ACTIVE and open, whether the device came up or not; asks for an autosuspend.
   ///
-  /// Legal in every status: when ACTIVE it leaves pm_only alone.
+  /// Legal in every status, also while disabled: system sleep, too, wakes devices up. When
+  /// ACTIVE it leaves pm_only alone.
   /// Blocks: no.  Kernel: blk_post_runtime_resume(), and blk_set_runtime_active() of old.
   void post_runtime_resume() noexcept;
+
+  // -- system sleep; both nest
+
+  /// From now on no runtime suspend begins; one that is under way is waited for.
+  ///
+  /// A resume stays legal.
+  /// Blocks: until post_runtime_suspend().  Kernel: pm_runtime_get_noresume() and
+  /// pm_runtime_barrier().
+  void hold() noexcept;
+  /// Undoes one hold(); the last one asks for an autosuspend if the device is awake.
+  ///
+  /// Blocks: no.  Kernel: pm_runtime_put().
+  void release() noexcept;
+  /// From now on no step begins, neither suspend nor resume; one under way is waited for.
+  ///
+  /// Blocks: until its post step.  Kernel: __pm_runtime_disable().
+  void disable() noexcept;
+  /// Undoes one disable(); after the last one who waits asks for a resume again.
+  ///
+  /// Blocks: no.  Kernel: pm_runtime_enable(), which forgets who asked meanwhile.
+  void enable() noexcept;
 
   // -- queries
 
@@ -145,6 +173,7 @@ class basic_runtime_pm {
   }
   [[nodiscard]] status check_idle() noexcept;
   void set(rpm_status value) noexcept;
+  void await_step(rpm_status one, rpm_status other) noexcept;
   void open_again() noexcept;
   void mark_last_busy() noexcept {
     if (ops_.mark_last_busy != nullptr) ops_.mark_last_busy(ops_.context);
@@ -154,7 +183,10 @@ class basic_runtime_pm {
   runtime_pm_ops ops_;
   freeze_fn freeze_start_;  // of the door, which is the gate or its queue
   void* door_;
-  typename Platform::template atomic<std::uint32_t> status_{0};  // an rpm_status
+  typename Platform::wait_word status_{0};  // an rpm_status
+  unsigned holds_ = 0;                      // this and the next: under lock_, as is the
+  unsigned disables_ = 0;                   // begin of a step, which looks at them
+  typename Platform::mutex lock_;
 };
 
 using runtime_pm = basic_runtime_pm<default_platform>;
@@ -174,8 +206,10 @@ rpm_status basic_runtime_pm<Platform>::runtime_status() const noexcept {
 
 template <platform Platform>
 void basic_runtime_pm<Platform>::set(rpm_status value) noexcept {
-  // [status.set] release: pairs with [status.read]. One step at a time: no exchange.
+  // [status.set] release: pairs with [status.read] and [step.wait]; who waited for a step
+  // sees what it did. One step at a time: no exchange.
   status_.store(static_cast<std::uint32_t>(value), std::memory_order_release);
+  status_.wake_all();
 }
 
 /// Raised pm_only comes first and a look at the count last, with the gate closed for at
@@ -183,11 +217,15 @@ void basic_runtime_pm<Platform>::set(rpm_status value) noexcept {
 /// the gate was opened again, and then sees pm_only.
 template <platform Platform>
 status basic_runtime_pm<Platform>::pre_runtime_suspend() noexcept {
-  if (runtime_status() != rpm_status::active) {
-    Platform::misuse("pre_runtime_suspend() of a device that is not active");
-    return status::invalid;
+  {
+    const scoped_lock guard(lock_);
+    if (runtime_status() != rpm_status::active) {
+      Platform::misuse("pre_runtime_suspend() of a device that is not active");
+      return status::invalid;
+    }
+    if (holds_ != 0 || disables_ != 0) return status::again;
+    set(rpm_status::suspending);
   }
-  set(rpm_status::suspending);
   gate_.set_pm_only();
   const status result = check_idle();
   if (result != status::ok) open_again();
@@ -228,14 +266,20 @@ void basic_runtime_pm<Platform>::post_runtime_suspend(status result) noexcept {
 }
 
 template <platform Platform>
-void basic_runtime_pm<Platform>::pre_runtime_resume() noexcept {
-  const rpm_status before = runtime_status();
-  if (before == rpm_status::active) {
-    Platform::misuse("pre_runtime_resume() of a device that is active");
-    return;
+status basic_runtime_pm<Platform>::pre_runtime_resume() noexcept {
+  rpm_status before = rpm_status::active;
+  {
+    const scoped_lock guard(lock_);
+    before = runtime_status();
+    if (before == rpm_status::active) {
+      Platform::misuse("pre_runtime_resume() of a device that is active");
+      return status::invalid;
+    }
+    if (disables_ != 0) return status::again;
+    set(rpm_status::resuming);
   }
-  set(rpm_status::resuming);
   if (before == rpm_status::suspended) gate_.set_runtime_suspended(false);
+  return status::ok;
 }
 
 template <platform Platform>
@@ -246,6 +290,70 @@ void basic_runtime_pm<Platform>::post_runtime_resume() noexcept {
   mark_last_busy();
   if (ops_.request_autosuspend != nullptr) ops_.request_autosuspend(ops_.context);
   if (before != rpm_status::active) gate_.clear_pm_only();
+}
+
+// -- system sleep
+
+/// A step begins under the lock, so it has seen our count or we see its status.
+template <platform Platform>
+void basic_runtime_pm<Platform>::await_step(rpm_status one, rpm_status other) noexcept {
+  for (;;) {
+    // [step.wait] acquire: pairs with [status.set].
+    const std::uint32_t seen = status_.load(std::memory_order_acquire);
+    if (seen != static_cast<std::uint32_t>(one) && seen != static_cast<std::uint32_t>(other))
+      return;
+    if constexpr (!Platform::can_block) {
+      Platform::misuse("a step of runtime PM would be waited for: there is one thread only");
+      return;
+    }
+    status_.wait(seen);
+  }
+}
+
+template <platform Platform>
+void basic_runtime_pm<Platform>::hold() noexcept {
+  {
+    const scoped_lock guard(lock_);
+    ++holds_;
+  }
+  await_step(rpm_status::suspending, rpm_status::suspending);
+}
+
+template <platform Platform>
+void basic_runtime_pm<Platform>::release() noexcept {
+  bool may_sleep = false;
+  {
+    const scoped_lock guard(lock_);
+    if (holds_ == 0) {
+      Platform::misuse("release() without hold()");
+      return;
+    }
+    may_sleep = --holds_ == 0 && disables_ == 0 && runtime_status() == rpm_status::active;
+  }
+  if (may_sleep && ops_.request_autosuspend != nullptr) ops_.request_autosuspend(ops_.context);
+}
+
+template <platform Platform>
+void basic_runtime_pm<Platform>::disable() noexcept {
+  {
+    const scoped_lock guard(lock_);
+    ++disables_;
+  }
+  await_step(rpm_status::suspending, rpm_status::resuming);
+}
+
+template <platform Platform>
+void basic_runtime_pm<Platform>::enable() noexcept {
+  bool asleep = false;
+  {
+    const scoped_lock guard(lock_);
+    if (disables_ == 0) {
+      Platform::misuse("enable() without disable()");
+      return;
+    }
+    asleep = --disables_ == 0 && runtime_status() == rpm_status::suspended;
+  }
+  if (asleep) gate_.set_runtime_suspended(true);  // who asked meanwhile was refused
 }
 
 }  // namespace pmgate

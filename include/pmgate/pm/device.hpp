@@ -142,6 +142,23 @@ struct basic_callback_sources {
   }
 };
 
+/// What system sleep tells the runtime PM of a device. All five are there.
+///
+/// Each hold is released once, each disable enabled once.
+/// Threads:  of one device one at a time; on a worker if the device is asynchronous.
+/// Blocking: hold and disable, for a step of runtime PM that is under way.
+struct runtime_hooks {
+  /// prepare: from now on no runtime suspend begins.  Kernel: pm_runtime_get_noresume() and
+  /// pm_runtime_barrier().
+  void (*hold)(void* context) noexcept;
+  void (*release)(void* context) noexcept;  ///< behind complete.  Kernel: pm_runtime_put()
+  /// suspend_late: nor does a runtime resume.  Kernel: __pm_runtime_disable().
+  void (*disable)(void* context) noexcept;
+  void (*enable)(void* context) noexcept;  ///< resume_early.  Kernel: pm_runtime_enable()
+  /// Asked while disabled.  Kernel: pm_runtime_status_suspended().
+  bool (*is_suspended)(void* context) noexcept;
+};
+
 /// A device: a place in the tree, its callbacks, and how far down it is.
 ///
 /// Lifetime: neither copyable nor movable; outlives its children. To be taken out of
@@ -175,7 +192,19 @@ class basic_device {
 
   /// Its callbacks may run beside those of its siblings.  Kernel: device_enable_async_suspend().
   void set_async(bool on) noexcept { set(async_bit, on); }
-  /// It sleeps already: a suspend may leave it alone.  Kernel: pm_runtime_set_suspended().
+  /// Its runtime PM, which is told, and asked whether the device sleeps; null: there is
+  /// none. See block/runtime_pm_binding.hpp.
+  void set_runtime_hooks(const runtime_hooks* hooks, void* context) noexcept {
+    if (is(runtime_held_bit | runtime_off_bit)) {
+      Platform::misuse("runtime PM of a device exchanged while system sleep holds it");
+      if (hooks != nullptr) return;
+    }
+    runtime_ = hooks;
+    runtime_context_ = context;
+  }
+  /// Without hooks: it sleeps already, a suspend may leave it alone.
+  ///
+  /// Kernel: pm_runtime_set_suspended().
   void set_runtime_suspended(bool on) noexcept { set(runtime_suspended_bit, on); }
   /// It may wake the system, so a suspend never leaves it alone.  Kernel: device_may_wakeup().
   void set_may_wakeup(bool on) noexcept { set(may_wakeup_bit, on); }
@@ -186,7 +215,10 @@ class basic_device {
   // -- queries; what they say may be over when they return
 
   [[nodiscard]] bool is_async() const noexcept { return is(async_bit); }
-  [[nodiscard]] bool is_runtime_suspended() const noexcept { return is(runtime_suspended_bit); }
+  [[nodiscard]] bool is_runtime_suspended() const noexcept {
+    return runtime_ != nullptr ? runtime_->is_suspended(runtime_context_)
+                               : is(runtime_suspended_bit);
+  }
   /// From its prepare to its resume: nothing may be registered below it.
   [[nodiscard]] bool is_prepared() const noexcept { return is(prepared_bit); }
   /// Its callback of that phase, or none, has succeeded and is not undone yet.
@@ -195,9 +227,10 @@ class basic_device {
   [[nodiscard]] bool is_noirq_suspended() const noexcept { return is(noirq_bit); }
   /// A suspend leaves it alone, unless somebody below it does suspend.
   [[nodiscard]] bool is_direct_complete() const noexcept { return is(direct_bit); }
-  /// Runtime PM may not suspend it: from prepare to complete, and while it is off.
+  /// Runtime PM may not suspend it: from prepare to complete.
   [[nodiscard]] bool holds_runtime_pm() const noexcept { return is(runtime_held_bit); }
-  /// Runtime PM is off altogether: from its late phase to its early phase.
+  /// Runtime PM is off altogether: from its late phase to its early phase; if it is left
+  /// alone, from its main phase to its main phase.
   [[nodiscard]] bool is_runtime_disabled() const noexcept { return is(runtime_off_bit); }
 
  private:
@@ -237,11 +270,24 @@ class basic_device {
     }
   }
 
+  void hold_runtime(bool on) noexcept {
+    if (is(runtime_held_bit) == on) return;
+    set(runtime_held_bit, on);
+    if (runtime_ != nullptr) (on ? runtime_->hold : runtime_->release)(runtime_context_);
+  }
+  void disable_runtime(bool on) noexcept {
+    if (is(runtime_off_bit) == on) return;
+    set(runtime_off_bit, on);
+    if (runtime_ != nullptr) (on ? runtime_->disable : runtime_->enable)(runtime_context_);
+  }
+
   const char* name_;
   basic_device* parent_;
   sources sources_;
   void* context_;
   image_fn image_ = nullptr;
+  const runtime_hooks* runtime_ = nullptr;
+  void* runtime_context_ = nullptr;
   typename Platform::template atomic<std::uint32_t> power_{0};
   typename Platform::wait_word done_{1};  // 0 while its handler of this phase has to run
 

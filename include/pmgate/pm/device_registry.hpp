@@ -80,11 +80,14 @@ class basic_device_registry {
   /// Precondition of the four: no phase is under way.
   void save_image() noexcept;
   /// Puts that back, whatever has happened since; false if there is no image.
+  ///
+  /// Blocks: for a step of runtime PM under way.
   bool put_back_image() noexcept;
   /// Forgets it.
   void discard_image() noexcept;
   /// This kernel's memory is overwritten: nobody is down any more and no callback is
-  /// told. For good: what the image functions took away does not come back.
+  /// told. For good: what the image functions took away does not come back, and runtime
+  /// PM that was held stays so.
   void vanish() noexcept;
 
   // -- queries
@@ -121,6 +124,7 @@ class basic_device_registry {
   using graph = detail::device_graph<Platform>;
 
   bool is_fixed() const noexcept { return transition_.is_on() || has_image_; }
+  void put_back_runtime() noexcept;
   void put_back_lists() noexcept;
   void call_image_functions(image_move what) noexcept;
 
@@ -288,10 +292,26 @@ bool basic_device_registry<Platform>::put_back_image() noexcept {
   {
     const scoped_lock guard(lock_);
     if (!has_image_) return false;
+  }
+  put_back_runtime();
+  {
+    const scoped_lock guard(lock_);
     put_back_lists();
   }
   call_image_functions(image_move::put_back);
   return true;
+}
+
+/// Whoever is held in the image is held again. Outside the lock: it may wait for a step.
+template <platform Platform>
+void basic_device_registry<Platform>::put_back_runtime() noexcept {
+  for (unsigned n = detail::power_list_count; n-- > 0;) {
+    for (device* item = graph_.last(static_cast<power_list>(n)); item != nullptr;
+         item = graph::previous(*item)) {
+      item->hold_runtime((item->image_power_ & device::runtime_held_bit) != 0);
+      item->disable_runtime((item->image_power_ & device::runtime_off_bit) != 0);
+    }
+  }
 }
 
 /// Children first, as on the way down. Outside the lock: nobody comes or goes while there

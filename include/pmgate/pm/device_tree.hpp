@@ -39,7 +39,9 @@ namespace pmgate::pm {
 /// Misuse:   goes to Platform::misuse() and has no effect: there is nothing to undo. That
 ///           includes a phase out of order, with an event of the other direction, or in
 ///           the transition of another thread (Kernel: goes wrong).
-/// Limits:   those of the base. Runtime PM is told, by queries of the device, not stopped.
+/// Limits:   those of the base. A phase waits for each callback without a limit: see
+///           set_watchdog(). That tasks and queues are stopped first nobody looks after
+///           here: see suspend() and restore().
 template <platform Platform>
 class basic_device_tree : public detail::device_walk<Platform> {
   using walk = detail::device_walk<Platform>;
@@ -193,14 +195,14 @@ status basic_device_tree<Platform>::prepare(event what) noexcept {
 
 template <platform Platform>
 status basic_device_tree<Platform>::prepare_one(device& item, event what) noexcept {
-  item.set(device::runtime_held_bit, true);
+  item.hold_runtime(true);
   const auto* const first = item.sources_.first();
   const auto* const driver = item.sources_.driver;
   function callback = first != nullptr ? first->prepare : nullptr;
   if (callback == nullptr && driver != nullptr) callback = driver->prepare;
   const status said = callback != nullptr ? this->call(item, callback) : status::ok;
   if (static_cast<int>(said) < 0) {
-    item.set(device::runtime_held_bit, false);
+    item.hold_runtime(false);
     if (said != status::again) this->note_failure(item, what, phase::prepare, said);
     return said;
   }
@@ -220,8 +222,9 @@ void basic_device_tree<Platform>::complete(event what) noexcept {
     }
     if (item == nullptr) break;
     complete_one(*item);
+    item->hold_runtime(false);
     const scoped_lock guard(this->lock_);
-    item->set(device::prepared_bit | device::direct_bit | device::runtime_held_bit, false);
+    item->set(device::prepared_bit | device::direct_bit, false);
     this->graph_.move_front(*item, power_list::active);
   }
   this->end_transition();

@@ -68,6 +68,11 @@ class basic_scope {
   /// timed_out; none at first.
   void set_drain_limit(duration limit) noexcept { limit_ = limit; }
 
+  /// A suspend may leave its gates alone while its runtime PM sleeps; false at first.
+  ///
+  /// Kernel: a positive value from ->prepare(). See basic_device::is_direct_complete().
+  void set_may_stay_suspended(bool on) noexcept { may_stay_ = on; }
+
   /// For links and settings.
   [[nodiscard]] basic_device<Platform>& device() noexcept { return device_; }
 
@@ -85,12 +90,16 @@ class basic_scope {
   static status come_up(device_type& item) noexcept {
     return of(item).open_gates(Opposite, nullptr);
   }
+  static status prepare(device_type& item) noexcept {
+    return of(item).may_stay_ ? may_stay_suspended : status::ok;
+  }
   static void keep_image(device_type& item, image_move what) noexcept;
 
   status close_gates(phase at, sleep_kinds kind) noexcept;
   status open_gates(phase at, gate* up_to) noexcept;
 
   static constexpr basic_callbacks<Platform> table = {
+      .prepare = &prepare,
       .suspend = &go_down<phase::suspend, sleep_kinds::suspend>,
       .suspend_late = &go_down<phase::suspend_late, sleep_kinds::suspend>,
       .suspend_noirq = &go_down<phase::suspend_noirq, sleep_kinds::suspend>,
@@ -115,6 +124,7 @@ class basic_scope {
   device_type device_;
   status registered_ = status::ok;
   duration limit_{};
+  bool may_stay_ = false;
   gate* first_ = nullptr;
   gate* last_ = nullptr;
 };

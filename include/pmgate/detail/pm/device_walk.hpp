@@ -75,6 +75,7 @@ class device_walk : public pm::basic_device_registry<Platform> {
 
   status take_down(device& item) noexcept;
   bool is_skipped(device& item) noexcept;
+  bool stays_asleep(device& item) noexcept;
   status suspend_one(device& item) noexcept;
   void bring_up(device& item) noexcept;
   function find(const device& item) const noexcept;
@@ -210,7 +211,7 @@ void device_walk<Platform>::signal(device& item) noexcept {
 /// Down: after children and consumers, whether they went down, failed or were skipped.
 template <platform Platform>
 status device_walk<Platform>::take_down(device& item) noexcept {
-  if (phase_ == phase::suspend_late) item.set(device::runtime_off_bit, true);
+  if (phase_ == phase::suspend_late) item.disable_runtime(true);
   for (device* child = item.children_.first(); child != nullptr; child = siblings::next(*child)) {
     wait_for(*child);
   }
@@ -231,13 +232,22 @@ bool device_walk<Platform>::is_skipped(device& item) noexcept {
     latch(status::busy);  // a counted event is told once only
     stop = true;
   }
-  if (phase_ == phase::suspend &&
-      (stop || !item.is_runtime_suspended() || item.is(device::may_wakeup_bit))) {
+  if (phase_ == phase::suspend && item.is(device::direct_bit) && (stop || !stays_asleep(item))) {
     item.set(device::direct_bit, false);
   }
   // What stayed up in the main phase stays up: somebody below may clear its mark late.
   return stop ||
          (phase_ == phase::suspend ? item.is(device::direct_bit) : !item.is(device::suspended_bit));
+}
+
+/// Whoever is left alone must not wake up meanwhile, so it is off before we look.
+template <platform Platform>
+bool device_walk<Platform>::stays_asleep(device& item) noexcept {
+  if (item.is(device::may_wakeup_bit)) return false;
+  item.disable_runtime(true);
+  if (item.is_runtime_suspended()) return true;
+  item.disable_runtime(false);
+  return false;
 }
 
 template <platform Platform>
@@ -266,6 +276,7 @@ void device_walk<Platform>::bring_up(device& item) noexcept {
     if (entry->is_waited_for()) wait_for(*entry->supplier_);
   }
   if (phase_ == phase::resume) {
+    item.disable_runtime(false);  // of one that was left alone
     const scoped_lock guard(this->lock_);
     item.set(device::prepared_bit, false);
   }
@@ -275,7 +286,7 @@ void device_walk<Platform>::bring_up(device& item) noexcept {
     item.set(phase_bit(), false);
     if (result != status::ok) this->note_failure(item, event_, phase_, result);
   }
-  if (phase_ == phase::resume_early) item.set(device::runtime_off_bit, false);
+  if (phase_ == phase::resume_early && item.is(device::suspended_bit)) item.disable_runtime(false);
   signal(item);
 }
 
