@@ -184,6 +184,10 @@ class basic_work_queue {
   [[nodiscard]] const char* name() const noexcept { return name_; }
   [[nodiscard]] bool is_freezable() const noexcept { return freezable_; }
   [[nodiscard]] bool is_frozen() noexcept;
+  [[nodiscard]] bool is_stopped() noexcept {
+    const scoped_lock guard(lock_);
+    return stopped_;
+  }
 
  private:
   friend class basic_freezer<Platform>;

@@ -161,6 +161,7 @@ template <platform Platform>
 bool device_walk<Platform>::start_async(device& item) noexcept {
   if constexpr (!Platform::can_block) return false;
   if (workers_ == nullptr || !async_enabled_ || !item.is_async()) return false;
+  if (workers_->is_stopped()) return false;
   if (!workers_->queue(item.async_work_)) return false;
   ++started_;
   return true;
