@@ -3,7 +3,7 @@
 // suspend_tree.cpp - a stack of three drivers goes to sleep; one refuses, all come back.
 //
 // Shows:  a scope for each driver and one line for each gate: the disk closes its queue
-//         in the main phase, the host stops dispatch and tears its ring down in noirq.
+//         in the main phase, the host stops and tears its ring down in noirq, then the bus.
 // Prints: asleep: ring down, write refused
 //         suspend: 0, then -EBUSY because of host; ring up, write accepted
 #include <cstdio>
@@ -45,7 +45,9 @@ struct disk_driver {
 
 struct machine {
   pm::kernel kernel;
+  pmgate::quiesce_gate lanes;
   pm::scope bus{kernel.devices, "bus"};
+  pm::scope::gate still{bus, phase::suspend_noirq, lanes};  // after all of the host
   host_driver host{kernel.devices, bus};
   disk_driver disk{kernel.devices, host.power};
   bool silent = false;
@@ -53,7 +55,7 @@ struct machine {
   static status on_step(void* context, pm::step what, bool) noexcept {
     auto& m = *static_cast<machine*>(context);
     if (what != pm::step::enter) return status::ok;
-    m.silent = !m.host.ring_up && !m.disk.write();
+    m.silent = m.lanes.depth() == 1 && !m.host.ring_up && !m.disk.write();
     std::printf("asleep: ring %s, write %s\n", m.host.ring_up ? "up" : "down",
                 m.silent ? "refused" : "accepted");
     return status::ok;
@@ -65,7 +67,6 @@ struct machine {
 int main() {
   machine m;
   m.kernel.set_steps(&machine::on_step, &m);
-
   const status slept = pm::suspend(m.kernel);  // everybody agrees
 
   // The host refuses, in noirq: its own gate and the disk's, closed long before, open again.

@@ -1,17 +1,20 @@
 // SPDX-License-Identifier: MIT
 //
-// device_tree_random_test.cpp - random trees of devices, with links, asynchronous
-// devices, wakeups and failures, go down and up; each callback looks at its neighbours.
+// device_tree_random_test.cpp - random trees of devices, with links of all kinds,
+// asynchronous devices, wakeups, failures and late comers, go down and up; each callback
+// looks at its neighbours.
 //
 // PMGATE_RANDOM_TREES=n makes it n trees instead of 1000.
 #include <atomic>
 #include <cstddef>
+#include <cstdint>
 #include <cstdlib>
 #include <deque>
 #include <memory>
 #include <random>
 #include <set>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include <doctest/doctest.h>
@@ -26,6 +29,7 @@ using pmgate::pm::device;
 using pmgate::pm::device_link;
 using pmgate::pm::device_tree;
 using pmgate::pm::event;
+using pmgate::pm::link_kind;
 using pmgate::pm::may_stay_suspended;
 using pmgate::pm::phase;
 using pmgate::pm::wakeup;
@@ -49,16 +53,19 @@ struct random_device {
       : wrong(into),
         parent(above),
         self("device", above != nullptr ? &above->self : nullptr, {.driver = &table}, this) {
-    if (above != nullptr) above->below.push_back(this);
+    if (above == nullptr) return;
+    above->below.push_back(this);
+    above->ordered_below.push_back(this);
   }
 
   status go_down(int at) {
     enter();
     for (const random_device* each : below) {
-      if (!each->down[at] && !each->self.is_direct_complete()) ++wrong.below_not_down;
+      if (!each->down[at] && !each->is_left_alone()) ++wrong.below_not_down;
     }
     if (down[at]) ++wrong.twice;
     if (wakes_up_at == at) wakeups->abort();
+    if (signals_at == at) wakeups->signal();
     const bool fails = fails_down_at == at;
     if (!fails) down[at] = true;
     leave();
@@ -75,6 +82,11 @@ struct random_device {
     leave();
     return fails_up_at == at ? status::io_error : status::ok;
   }
+  /// A consumer that nobody waits for may take the mark from one that stays up already.
+  bool is_left_alone() const {
+    return self.is_direct_complete() || (has_unawaited && may_be_left_alone());
+  }
+  bool may_be_left_alone() const { return self.is_runtime_suspended() && !may_wakeup; }
   void enter() {
     if (inside.exchange(true)) ++wrong.overlap;
     if (++calls % 5 == 0) std::this_thread::yield();
@@ -85,6 +97,10 @@ struct random_device {
   static status prepare(device& it) noexcept {
     random_device& self = of(it);
     if (self.fails_prepare) return status::io_error;
+    if (self.brings != nullptr) {
+      const auto bring = std::exchange(self.brings, nullptr);
+      bring(self.brings_to);
+    }
     self.prepared = true;
     return self.self.is_runtime_suspended() ? may_stay_suspended : status::ok;
   }
@@ -128,8 +144,10 @@ struct random_device {
 
   faults& wrong;
   random_device* parent;
-  std::vector<random_device*> below;  // children and consumers
+  std::vector<random_device*> below;  // children and consumers that are waited for
   std::vector<random_device*> suppliers;
+  std::vector<random_device*> ordered_below;  // the same, and those of dormant links
+  std::vector<random_device*> ordered_suppliers;
   std::atomic<bool> down[phases] = {};
   std::atomic<bool> prepared{false};
   std::atomic<bool> inside{false};
@@ -138,6 +156,11 @@ struct random_device {
   int fails_down_at = -1;
   int fails_up_at = -1;
   int wakes_up_at = -1;
+  int signals_at = -1;
+  bool may_wakeup = false;
+  bool has_unawaited = false;       // a consumer over a dormant link
+  void (*brings)(void*) = nullptr;  // another device, when it is prepared
+  void* brings_to = nullptr;
   wakeup* wakeups = nullptr;
   device self;
 };
@@ -150,7 +173,7 @@ bool depends(const random_device* on, const random_device* what) {
     const random_device* current = open.back();
     open.pop_back();
     if (current == what) return true;
-    for (const random_device* each : current->below) {
+    for (const random_device* each : current->ordered_below) {
       if (seen.insert(each).second) open.push_back(each);
     }
   }
@@ -180,6 +203,13 @@ class forest {
   void cycle() {
     clear_failures();
     plant_failures();
+    if (one_in(3)) {
+      random_device& chosen = any();
+      chosen.brings = [](void* to) { (void)static_cast<forest*>(to)->add(nullptr); };
+      chosen.brings_to = this;
+    }
+    adds_between_ = one_in(3);
+    arms_ = one_in(2);
     (void)transition(std::vector<event>{event::suspend, event::freeze, event::quiesce,
                                         event::hibernate}[random_() % 4]);
   }
@@ -204,7 +234,10 @@ class forest {
   /// Down and up again; what had to come of it is checked.
   status transition(event what) {
     wakeup_.clear();
+    const std::uint64_t known = wakeup_.count();
+    if (arms_) REQUIRE(wakeup_.arm(known));
     status result = tree_.suspend_start(what);
+    if (adds_between_) (void)add(nullptr);  // prepared by nobody, left out of it all
     if (result == status::ok) {
       result = tree_.suspend_end(what);
       if (result == status::ok) {
@@ -213,6 +246,10 @@ class forest {
       }
     }
     if (result != status::ok) ++failed_;
+    if (arms_ && wakeup_.count() != known && !wakeup_.pending()) {
+      REQUIRE(result != status::ok);  // it was told, and not forgotten
+      ++told_;
+    }
     tree_.resume_end(undo_of(what));
     check_all_up();
     check_order();
@@ -221,6 +258,7 @@ class forest {
 
   faults wrong;
   int failed_ = 0;
+  int told_ = 0;
   unsigned refused_links = 0;
   [[nodiscard]] std::size_t size() const { return devices_.size(); }
 
@@ -231,26 +269,41 @@ class forest {
   void grow(std::size_t most) {
     const std::size_t count = 1 + random_() % most;
     for (std::size_t n = 0; n < count; ++n) {
-      random_device* const parent = devices_.empty() || one_in(20) ? nullptr : &any();
-      random_device& added = devices_.emplace_back(parent, wrong);
-      added.wakeups = &wakeup_;
-      added.self.set_async(one_in(2));
-      added.self.set_runtime_suspended(one_in(3));
-      added.self.set_may_wakeup(one_in(10));
-      CHECK(tree_.add(added.self) == status::ok);
+      (void)add(devices_.empty() || one_in(20) ? nullptr : &any());
     }
+  }
+  random_device& add(random_device* parent) {
+    random_device& added = devices_.emplace_back(parent, wrong);
+    added.wakeups = &wakeup_;
+    added.may_wakeup = one_in(10);
+    added.self.set_async(one_in(2));
+    added.self.set_runtime_suspended(one_in(3));
+    added.self.set_may_wakeup(added.may_wakeup);
+    CHECK(tree_.add(added.self) == status::ok);
+    return added;
   }
   void connect() {
     const std::size_t count = random_() % (devices_.size() / 2 + 1);
     for (std::size_t n = 0; n < count; ++n) {
       random_device& consumer = any();
       random_device& supplier = any();
-      const bool circle = depends(&consumer, &supplier);
-      const status added = tree_.add_link(links_.emplace_back(), consumer.self, supplier.self);
+      const bool orders = !one_in(8);
+      const bool circle = orders ? depends(&consumer, &supplier) : &consumer == &supplier;
+      device_link& link =
+          links_.emplace_back(orders ? link_kind::order : link_kind::sync_state_only);
+      link.set_dormant(one_in(6));
+      const status added = tree_.add_link(link, consumer.self, supplier.self);
       REQUIRE((added == status::ok) == !circle);
       if (circle) {
         REQUIRE(added == status::deadlock);
         ++refused_links;
+        continue;
+      }
+      if (!orders) continue;
+      supplier.ordered_below.push_back(&consumer);
+      consumer.ordered_suppliers.push_back(&supplier);
+      if (link.is_dormant()) {
+        supplier.has_unawaited = true;
         continue;
       }
       supplier.below.push_back(&consumer);
@@ -261,23 +314,26 @@ class forest {
   void clear_failures() {
     for (random_device& each : devices_) {
       each.fails_prepare = false;
-      each.fails_down_at = each.fails_up_at = each.wakes_up_at = -1;
+      each.fails_down_at = each.fails_up_at = each.wakes_up_at = each.signals_at = -1;
     }
   }
   void plant_failures() {
     const unsigned failures = static_cast<unsigned>(random_() % 4);
     for (unsigned n = 0; n < failures; ++n) {
-      switch (random_() % 6) {
+      switch (random_() % 7) {
         case 0: any().fails_prepare = one_in(3); break;
         case 1: any().wakes_up_at = static_cast<int>(random_() % 3); break;
         case 2: any().fails_up_at = static_cast<int>(random_() % 3); break;
+        case 3: any().signals_at = static_cast<int>(random_() % 3); break;
         default: any().fails_down_at = static_cast<int>(random_() % 3); break;
       }
     }
   }
   void check_all_down(bool some_may_stay) {
     for (const random_device& each : devices_) {
-      const bool stays = some_may_stay && each.self.is_direct_complete();
+      if (!each.self.is_prepared()) continue;  // came too late
+      const bool stays = !each.self.is_suspended();
+      if (stays) REQUIRE((some_may_stay && each.may_be_left_alone()));
       for (const auto& down : each.down) REQUIRE(down == !stays);
       for (const random_device* other : each.below) REQUIRE(!(stays && other->down[0]));
     }
@@ -302,7 +358,7 @@ class forest {
     tree_.for_each([&](device& each) {
       const random_device& item = random_device::of(each);
       if (item.parent != nullptr && seen.count(item.parent) == 0) right = false;
-      for (const random_device* supplier : item.suppliers) {
+      for (const random_device* supplier : item.ordered_suppliers) {
         if (seen.count(supplier) == 0) right = false;
       }
       seen.insert(&item);
@@ -316,6 +372,8 @@ class forest {
   device_tree tree_;
   std::deque<random_device> devices_;
   std::deque<device_link> links_;
+  bool adds_between_ = false;
+  bool arms_ = false;
 };
 
 /// Threads that run asynchronous devices.
@@ -340,6 +398,7 @@ TEST_CASE("random trees with random failures: no order is violated, every undoin
   const unsigned trees = given != nullptr ? static_cast<unsigned>(std::atoi(given)) : 1000;
   pool threads;
   int failed = 0;
+  int told = 0;
   unsigned refused = 0;
   std::size_t devices = 0;
   for (unsigned seed = 1; seed <= trees; ++seed) {
@@ -350,13 +409,15 @@ TEST_CASE("random trees with random failures: no order is violated, every undoin
     REQUIRE(wood.wrong.above_not_up == 0);
     REQUIRE(wood.wrong.total() == 0);
     failed += wood.failed_;
+    told += wood.told_;
     refused += wood.refused_links;
     devices += wood.size();
   }
   MESSAGE(trees, " trees, ", devices, " devices, ", refused, " links refused, ", failed,
-          " transitions failed of ", 3 * trees);
+          " transitions failed of ", 3 * trees, ", ", told, " on a counted wakeup");
   CHECK(failed > static_cast<int>(trees) / 2);
   CHECK(refused > 0);
+  CHECK(told > 0);
 }
 
 TEST_CASE("a failure in each callback of random trees: those resumed are those suspended") {

@@ -18,6 +18,7 @@
 
 #include <pmgate/platform/single.hpp>
 #include <pmgate/pm/device_tree.hpp>
+#include <pmgate/pm/suspend.hpp>
 
 #include "support/deferred_platform.hpp"
 #include "support/device_rig.hpp"
@@ -241,6 +242,21 @@ TEST_CASE("scenario 7: an error on the way up is counted and stops nothing") {
   CHECK(s.tree.last_failure().at == phase::resume);
 }
 
+TEST_CASE("scenario 7: a suspend that slept is ok, whatever failed on the way up") {
+  call_log log;
+  tree_of_eight<default_platform> nodes(log);
+  pmgate::pm::kernel kernel;
+  nodes.add_to(kernel.devices);
+  nodes.S.fail("resume");
+
+  CHECK(pmgate::pm::suspend(kernel) == status::ok);
+
+  CHECK(log.of("resume") == up_order);
+  CHECK(log.of("complete") == down_order);
+  CHECK(kernel.devices.failures(phase::resume) == 1);
+  nodes.remove_from(kernel.devices);
+}
+
 TEST_CASE("an event selects its own callbacks, and what fails is undone by its counterpart") {
   const auto trace = [](event what, const char* refused) {
     sequential<> s;
@@ -415,6 +431,59 @@ TEST_CASE("scenario 12: an asynchronous failure stops all above, and the resumed
   }
 }
 
+TEST_CASE("a synchronous error is what a phase returns, whatever fails after it on a worker") {
+  threaded s(1);
+  std::atomic<bool> called{false};
+  s.nodes.r.device.set_async(true);
+  s.nodes.r.then["suspend"] = [&] {
+    called = true;
+    while (s.tree.failures(phase::suspend) == 0) std::this_thread::yield();
+    return status::io_error;
+  };
+  s.nodes.d.then["suspend"] = [&] {
+    while (!called) std::this_thread::yield();
+    return status::timed_out;
+  };
+
+  CHECK(go_down(s.tree, event::suspend) == status::timed_out);
+
+  CHECK(s.tree.failures(phase::suspend) == 2);
+  CHECK(s.log.of("resume").empty());
+}
+
+TEST_CASE("of two errors on workers the later one is what a phase returns") {
+  threaded s(2);
+  std::atomic<bool> called{false};
+  s.nodes.d.device.set_async(true);
+  s.nodes.r.device.set_async(true);
+  s.nodes.d.then["suspend"] = [&] {
+    called = true;
+    while (s.tree.failures(phase::suspend) == 0) std::this_thread::yield();
+    return status::timed_out;
+  };
+  s.nodes.r.then["suspend"] = [&] {
+    while (!called) std::this_thread::yield();
+    return status::io_error;
+  };
+
+  CHECK(go_down(s.tree, event::suspend) == status::timed_out);
+
+  CHECK(s.tree.failures(phase::suspend) == 2);
+}
+
+TEST_CASE("an error on a worker ends the phase: nobody above is so much as looked at") {
+  threaded s(1);
+  s.nodes.r.device.set_async(true);
+  s.nodes.r.fail("suspend");
+  s.nodes.S.device.set_runtime_suspended(true);
+  s.nodes.S.then["prepare"] = [] { return may_stay_suspended; };
+
+  REQUIRE(s.tree.suspend_start(event::suspend) == status::io_error);
+
+  CHECK(s.nodes.S.device.is_direct_complete());  // a look would have taken it
+  s.tree.resume_end(event::resume);
+}
+
 TEST_CASE("scenario 13: with everybody asynchronous, each comes up after its parent is done") {
   threaded s(3);
   std::atomic<unsigned> up{0};  // a bit each
@@ -444,6 +513,20 @@ TEST_CASE("asynchronous devices go one after another when they are switched off"
   threaded s(2);
   for (auto* each : s.nodes.all()) each->device.set_async(true);
   s.tree.set_async_enabled(false);
+
+  CHECK(go_down(s.tree, event::suspend) == status::ok);
+  come_up(s.tree, event::resume);
+
+  CHECK(s.log.of("suspend") == down_order);
+  CHECK(s.log.of("resume") == up_order);
+}
+
+TEST_CASE("asynchronous devices go one after another when their queue is stopped") {
+  sequential<> s;
+  default_queue stopped("stopped");
+  stopped.stop();
+  s.tree.set_async_queue(&stopped);
+  for (auto* each : s.nodes.all()) each->device.set_async(true);
 
   CHECK(go_down(s.tree, event::suspend) == status::ok);
   come_up(s.tree, event::resume);
@@ -552,10 +635,14 @@ TEST_CASE("a sync-state link orders nothing, a dormant one is not waited for") {
     together.arrive();
     return status::ok;
   };
-  s.nodes.d.then["suspend"] = meet;
-  s.nodes.r.then["suspend"] = meet;
+  for (const char* each : {"suspend", "resume_noirq"}) {
+    s.nodes.d.then[each] = meet;
+    s.nodes.r.then[each] = meet;
+  }
 
   CHECK(go_down(s.tree, event::suspend) == status::ok);
+  CHECK(together.here == 2);
+  together.here = 0;
   come_up(s.tree, event::resume);
 
   CHECK(together.here == 2);
@@ -602,8 +689,14 @@ TEST_CASE("scenario 16: devices that may stay suspended are left alone, by a sus
   SUBCASE("freeze") {
     CHECK(go_down(s.tree, event::freeze) == status::ok);
     come_up(s.tree, event::thaw);
-    CHECK(s.log.of("freeze") == down_order);
-    CHECK(s.log.of("thaw") == up_order);
+    CHECK(s.log.on("d") ==
+          "prepare freeze freeze_late freeze_noirq thaw_noirq thaw_early thaw complete");
+    for (const char* each : {"freeze", "freeze_late", "freeze_noirq", "complete"}) {
+      CHECK(s.log.of(each) == down_order);
+    }
+    for (const char* each : {"thaw_noirq", "thaw_early", "thaw"}) {
+      CHECK(s.log.of(each) == up_order);
+    }
   }
   SUBCASE("one below suspends: those above lose it, its sibling keeps it") {
     s.nodes.t.device.set_runtime_suspended(true);

@@ -35,9 +35,9 @@ using pmgate::pm::work_queue_flags;
 /// A device that reads its neighbours and writes itself.
 template <class P>
 struct node {
-  explicit node(const char* name, node* above = nullptr)
+  explicit node(const char* name, node* above = nullptr, const basic_callbacks<P>& calls = table)
       : parent(above),
-        self(name, above != nullptr ? &above->self : nullptr, {.driver = &table}, this) {}
+        self(name, above != nullptr ? &above->self : nullptr, {.driver = &calls}, this) {}
   static node& of(basic_device<P>& it) { return *static_cast<node*>(it.context()); }
   static status down(basic_device<P>& it) noexcept {
     node& n = of(it);
@@ -63,6 +63,8 @@ struct node {
     return status::ok;
   }
   static constexpr basic_callbacks<P> table = {.suspend = &down, .resume = &up};
+  static constexpr basic_callbacks<P> late = {.suspend_late = &down, .resume_early = &up};
+  static constexpr basic_callbacks<P> noirq = {.suspend_noirq = &down, .resume_noirq = &up};
 
   node* parent;
   node* supplier = nullptr;
@@ -80,7 +82,9 @@ template <class P>
 struct family {
   enum who : unsigned { t_is = 1, d_is = 2, r_is = 4 };
 
-  family(unsigned sync, unsigned refusing, bool linked, unsigned waking = 0) : has_link(linked) {
+  family(unsigned sync, unsigned refusing, bool linked, unsigned waking = 0,
+         phase in = phase::suspend)
+      : has_link(linked), at(in) {
     t.below[0] = &d;
     t.below[1] = &r;
     unsigned bit = 1;
@@ -101,11 +105,13 @@ struct family {
   }
   void transition() {
     result = tree.suspend_start(event::suspend);
+    if (at != phase::suspend && result == status::ok) result = tree.suspend_end(event::suspend);
     for (const node<P>* each : {&t, &d, &r}) {
       const bool down = each->data.read() == 1;  // the phase is over: nothing races any more
-      sim::expect(each->self.is_suspended() == down, "a mark that is not true");
+      sim::expect(is_down(each->self) == down, "a mark that is not true");
     }
     if (result != status::ok) sim::expect(t.downs == 0, "the parent went down after an error");
+    if (at != phase::suspend && result == status::ok) tree.resume_start(event::resume);
     tree.resume_end(event::resume);
     for (const node<P>* each : {&t, &d, &r}) {
       sim::expect(each->data.read() == 0, "a device is down at the end");
@@ -124,12 +130,23 @@ struct family {
       sim::expect(tree.remove(each->self) == status::ok, "the transition is not over");
     }
   }
+  bool is_down(const basic_device<P>& which) const {
+    return at == phase::suspend        ? which.is_suspended()
+           : at == phase::suspend_late ? which.is_late_suspended()
+                                       : which.is_noirq_suspended();
+  }
+  const basic_callbacks<P>& calls() const {
+    return at == phase::suspend        ? node<P>::table
+           : at == phase::suspend_late ? node<P>::late
+                                       : node<P>::noirq;
+  }
   bool has_link;
+  phase at;
   status result = status::ok;
   basic_work_queue<P> queue{"async", work_queue_flags::none, 0};
   pmgate::pm::basic_wakeup<P> wakeup;
   basic_device_tree<P> tree;
-  node<P> t{"t"}, d{"d", &t}, r{"r", &t};
+  node<P> t{"t", nullptr, calls()}, d{"d", &t, calls()}, r{"r", &t, calls()};
   basic_device_link<P> link;
 };
 
@@ -156,6 +173,48 @@ struct sync_one_refuses : family<P> {
 template <class P>
 struct one_wakes : family<P> {
   one_wakes() : family<P>(family<P>::t_is, 0, false, family<P>::r_is) {}
+};
+
+template <class P>
+struct late_siblings : family<P> {
+  late_siblings() : family<P>(family<P>::t_is, 0, false, 0, phase::suspend_late) {}
+};
+template <class P>
+struct late_one_wakes : family<P> {
+  late_one_wakes() : family<P>(family<P>::t_is, 0, false, family<P>::r_is, phase::suspend_late) {}
+};
+template <class P>
+struct noirq_all_async : family<P> {
+  noirq_all_async() : family<P>(0, 0, true, 0, phase::suspend_noirq) {}
+};
+template <class P>
+struct noirq_one_refuses : family<P> {
+  noirq_one_refuses()
+      : family<P>(family<P>::t_is, family<P>::r_is, false, 0, phase::suspend_noirq) {}
+};
+
+/// A device that is probed now and then.
+template <class P>
+struct probed {
+  probed() { (void)tree.add(self); }
+  void probe() {
+    if (!tree.begin_probe()) return;
+    (void)data.read();
+    tree.end_probe();
+  }
+  void sleep() {
+    sim::expect(tree.suspend_start(event::suspend) == status::ok, "the suspend was refused");
+    data.write(2);
+    tree.resume_end(event::resume);
+  }
+  void check() {
+    sim::expect(tree.begin_probe(), "a probe is refused at the end");
+    tree.end_probe();
+    (void)tree.remove(self);
+  }
+  basic_device_tree<P> tree;
+  basic_device<P> self{"device"};
+  sim::guarded<int> data{0};
 };
 
 constexpr auto suspender = [](auto& s) { s.transition(); };
@@ -312,6 +371,28 @@ TEST_CASE("a link between asynchronous siblings") {
 TEST_CASE("a wakeup from a worker") {
   hold_on_memory_models<one_wakes>("one wakes, one worker", {.preemptions = 2}, suspender,
                                    a_worker);
+}
+
+TEST_CASE("the late and noirq phases of asynchronous devices") {
+  hold_on_memory_models<late_siblings>("late siblings, one worker", {.preemptions = 1}, suspender,
+                                       a_worker);
+  hold_on_memory_models<late_one_wakes>("one wakes late, one worker", {.preemptions = 1}, suspender,
+                                        a_worker);
+  hold_on_memory_models<noirq_one_refuses>("one refuses noirq, one worker", {.preemptions = 1},
+                                           suspender, a_worker);
+  hold_by_chance_here<noirq_all_async>("all asynchronous in noirq, two workers", 1000, suspender,
+                                       a_worker, a_worker);
+  hold_by_chance_here<late_one_wakes>("one wakes late, two workers", 1000, suspender, a_worker,
+                                      a_worker);
+}
+
+TEST_CASE("a probe is over before prepare, or refused until complete is over") {
+  hold_on_memory_models<probed>(
+      "suspend x probe", {.preemptions = 3}, [](auto& s) { s.sleep(); },
+      [](auto& s) { s.probe(); });
+  hold_on_memory_models<probed>(
+      "suspend x probe x probe", {.preemptions = 2}, [](auto& s) { s.sleep(); },
+      [](auto& s) { s.probe(); }, [](auto& s) { s.probe(); });
 }
 
 TEST_CASE("scenario 36: a submitter, a poller and three suspends, one of which is refused") {

@@ -97,7 +97,8 @@ class basic_device_registry {
   [[nodiscard]] callback_failure last_failure() noexcept;
   /// True from prepare to complete.
   [[nodiscard]] bool in_transition() noexcept;
-  /// Calls visit(device) for everybody in the order of registration and links.
+  /// Calls visit(device) for everybody in the order of registration and links; during a
+  /// transition those who came meanwhile, and are not prepared, come first.
   ///
   /// No member may be called from there.
   template <class Visit>

@@ -39,9 +39,9 @@ namespace pmgate::pm {
 /// Misuse:   goes to Platform::misuse() and has no effect: there is nothing to undo. That
 ///           includes a phase out of order, with an event of the other direction, or in
 ///           the transition of another thread (Kernel: goes wrong).
-/// Limits:   those of the base. A phase waits for each callback without a limit: see
-///           set_watchdog(). That tasks and queues are stopped first nobody looks after
-///           here: see suspend() and restore().
+/// Limits:   those of the base. Nobody is told here that devices go down before tasks and
+///           queues are stopped: that order is the one of suspend() and restore(). A
+///           callback is waited for without a limit: see set_watchdog().
 template <platform Platform>
 class basic_device_tree : public detail::device_walk<Platform> {
   using walk = detail::device_walk<Platform>;
@@ -59,8 +59,9 @@ class basic_device_tree : public detail::device_walk<Platform> {
 
   // -- settings, before a transition
 
-  /// Where asynchronous devices go; null: nowhere. The queue must not be freezable,
-  /// and has at least one thread in run().
+  /// Where asynchronous devices go; null: nowhere. The queue must not be freezable, has
+  /// at least one thread in run(), and is not stopped during a phase; once it is
+  /// stopped, devices go one after another.
   void set_async_queue(queue* workers) noexcept;
   /// The global switch.  Kernel: /sys/power/pm_async.
   void set_async_enabled(bool on) noexcept { this->async_enabled_ = on; }
