@@ -183,6 +183,31 @@ struct dozing : device<P> {
   }
 };
 
+/// It is active in the end, and the next suspend lets PM requests through.
+template <class P>
+struct open_in_the_end : dozing<P> {
+  void check() {
+    if (this->pm.runtime_status() == rpm_status::active) {
+      sim::expect(this->pm.pre_runtime_suspend() == status::ok, "no suspend at the end");
+      sim::expect(this->gate.try_enter(enter_flags::pm), "a PM request is refused at the end");
+      this->gate.exit();
+      this->pm.post_runtime_suspend(status::io_error);
+    }
+    dozing<P>::check();
+  }
+};
+inline constexpr auto wake_while_disabled = [](auto& s) {
+  s.pm.disable();
+  s.data.write(2);
+  s.pm.post_runtime_resume();
+  s.pm.enable();
+};
+inline constexpr auto suspend_only = [](auto& s) {
+  if (s.pm.pre_runtime_suspend() != status::ok) return;
+  s.data.write(1);
+  s.pm.post_runtime_suspend(status::ok);
+};
+
 /// The device in a tree: its callbacks have it to themselves from late to early.
 template <class P>
 struct in_tree : dozing<P> {
@@ -222,6 +247,7 @@ using hasty_suspend = planted<4>;
 using hasty_hold = planted<5>;
 using deaf_enable = planted<6>;
 using unchecked_resume = planted<7>;
+using late_mark = planted<8>;
 
 }  // namespace interleavings
 
@@ -256,6 +282,11 @@ template <>
 void basic_runtime_pm<hasty_suspend>::post_runtime_suspend(status) noexcept {
   gate_.set_runtime_suspended(true);
   set(rpm_status::suspended);  // who was woken asked in vain
+}
+template <>
+void basic_runtime_pm<late_mark>::post_runtime_suspend(status) noexcept {
+  set(rpm_status::suspended);
+  gate_.set_runtime_suspended(true);
 }
 template <>
 void basic_runtime_pm<hasty_hold>::await_step(rpm_status, rpm_status) noexcept {}
@@ -373,6 +404,11 @@ TEST_CASE("whoever disabled it has it without any step") {
       doze);
 }
 
+TEST_CASE("a suspend that has ended has ended altogether, for who disables the device then") {
+  hold_on_all_models<open_in_the_end>("disable, wake up x suspend", {.preemptions = 3},
+                                      wake_while_disabled, suspend_only);
+}
+
 TEST_CASE("a request that waits while it is disabled is heard when it is enabled") {
   hold_on_all_models<asleep>("enter x resume when asked x disable", {.preemptions = 2}, use_device,
                              resume_when_asked, [](auto& s) {
@@ -389,6 +425,8 @@ TEST_CASE("a suspend check beside a system suspend, from prepare to complete") {
 
 TEST_CASE("planted bugs are found") {
   caught<device<hasty_hold>>("a hold that does not wait", hold_device, try_to_nap);
+  caught<open_in_the_end<late_mark>>("a mark at the gate behind the status", wake_while_disabled,
+                                     suspend_only);
   caught<dozing<unchecked_resume>>("a resume while disabled", disable_device, doze);
   caught<asleep<deaf_enable>>("an enable that nobody hears", use_device, resume_when_asked,
                               [](auto& s) {

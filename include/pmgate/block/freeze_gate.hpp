@@ -222,10 +222,13 @@ class basic_freeze_gate : private detail::ref_core<Platform, basic_freeze_gate<P
   /// One too many is reported and leaves 0 (Kernel: blk_clear_pm_only(), -1 for ever).
   void clear_pm_only() noexcept;
 
-  /// While set, pm_only refuses PM requests as well; every change wakes who waits, and
-  /// setting it once more has him ask for a resume again
+  /// While set, pm_only refuses PM requests as well; every change wakes who waits
   /// (Kernel: RPM_SUSPENDED, whose changes wake nobody).
   void set_runtime_suspended(bool suspended) noexcept;
+
+  /// Wakes whoever waits: he looks again, and if pm_only keeps him out asks for a resume
+  /// again.  Blocks: no.  Kernel: wake_up_all() of mq_freeze_wq.
+  void wake_waiters() noexcept { wake_door(); }
 
   /// Called by each waiter that pm_only keeps out, once before it sleeps and at each
   /// wake-up, outside every lock; null: nobody is asked. To be set before the gate

@@ -135,7 +135,7 @@ class basic_runtime_pm {
   /// Blocks: no.  Kernel: blk_post_runtime_resume(), and blk_set_runtime_active() of old.
   void post_runtime_resume() noexcept;
 
-  // -- system sleep; both nest
+  // -- system sleep; hold() and disable() nest
 
   /// From now on no runtime suspend begins; one that is under way is waited for.
   ///
@@ -253,6 +253,8 @@ void basic_runtime_pm<Platform>::open_again() noexcept {
   gate_.clear_pm_only();
 }
 
+/// The status is the last thing that is written: whoever has waited for the step goes on.
+/// Who waits at the gate is woken once more behind it, as one who asks before is not heard.
 template <platform Platform>
 void basic_runtime_pm<Platform>::post_runtime_suspend(status result) noexcept {
   if (runtime_status() != rpm_status::suspending) {
@@ -260,8 +262,9 @@ void basic_runtime_pm<Platform>::post_runtime_suspend(status result) noexcept {
   } else if (result != status::ok) {
     open_again();
   } else {
-    set(rpm_status::suspended);
     gate_.set_runtime_suspended(true);
+    set(rpm_status::suspended);
+    gate_.wake_waiters();
   }
 }
 
@@ -300,8 +303,8 @@ void basic_runtime_pm<Platform>::await_step(rpm_status one, rpm_status other) no
   for (;;) {
     // [step.wait] acquire: pairs with [status.set].
     const std::uint32_t seen = status_.load(std::memory_order_acquire);
-    if (seen != static_cast<std::uint32_t>(one) && seen != static_cast<std::uint32_t>(other))
-      return;
+    const auto at = static_cast<rpm_status>(seen);
+    if (at != one && at != other) return;
     if constexpr (!Platform::can_block) {
       Platform::misuse("a step of runtime PM would be waited for: there is one thread only");
       return;
@@ -353,7 +356,7 @@ void basic_runtime_pm<Platform>::enable() noexcept {
     }
     asleep = --disables_ == 0 && runtime_status() == rpm_status::suspended;
   }
-  if (asleep) gate_.set_runtime_suspended(true);  // who asked meanwhile was refused
+  if (asleep) gate_.wake_waiters();  // who asked meanwhile was refused
 }
 
 }  // namespace pmgate

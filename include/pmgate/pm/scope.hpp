@@ -73,7 +73,7 @@ class basic_scope {
   /// Kernel: a positive value from ->prepare(). See basic_device::is_direct_complete().
   void set_may_stay_suspended(bool on) noexcept { may_stay_ = on; }
 
-  /// For links and settings.
+  /// For links and settings; its image function is the scope's.
   [[nodiscard]] basic_device<Platform>& device() noexcept { return device_; }
 
  private:

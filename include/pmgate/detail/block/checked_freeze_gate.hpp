@@ -219,6 +219,7 @@ class basic_freeze_gate<checked_platform<Base>> {
     inner_.clear_pm_only();
   }
   void set_runtime_suspended(bool suspended) noexcept { inner_.set_runtime_suspended(suspended); }
+  void wake_waiters() noexcept { inner_.wake_waiters(); }
   void set_resume_request(resume_fn ask, void* context) noexcept {
     inner_.set_resume_request(ask, context);
   }

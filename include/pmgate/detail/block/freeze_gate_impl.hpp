@@ -260,7 +260,7 @@ void basic_freeze_gate<Platform>::set_runtime_suspended(bool suspended) noexcept
   const std::uint32_t before = suspended
                                    ? pm_.fetch_or(suspended_bit, std::memory_order_relaxed)
                                    : pm_.fetch_and(~suspended_bit, std::memory_order_release);
-  if (suspended || (before & suspended_bit) != 0) wake_door();
+  if (((before & suspended_bit) != 0) != suspended) wake_door();
 }
 
 template <platform Platform>

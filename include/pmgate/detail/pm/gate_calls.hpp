@@ -9,7 +9,6 @@
 #define PMGATE_DETAIL_PM_GATE_CALLS_HPP
 
 #include <concepts>
-#include <type_traits>
 
 #include <pmgate/platform.hpp>
 #include <pmgate/pm/device.hpp>
