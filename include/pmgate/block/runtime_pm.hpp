@@ -6,7 +6,7 @@
 // The user is the PM core: he decides when to suspend, moves the device, and calls
 //
 //     if (pm.pre_runtime_suspend() == status::ok) pm.post_runtime_suspend(sleep(device));
-//     pm.pre_runtime_resume();  wake(device);  pm.post_runtime_resume();
+//     if (pm.pre_runtime_resume() == status::ok) wake(device), pm.post_runtime_resume();
 //
 // The one rule to know: the check refuses, it never waits for a request. Once it has
 // said ok, nobody is inside and only PM requests get in, until the device is awake.
