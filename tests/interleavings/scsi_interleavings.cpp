@@ -10,6 +10,7 @@
 #include <pmgate/scsi/eh.hpp>
 #include <pmgate/scsi/host.hpp>
 #include <pmgate/scsi/pause.hpp>
+#include <pmgate/scsi/sysfs.hpp>
 
 #include "explore_models.hpp"
 
@@ -188,6 +189,35 @@ TEST_CASE("a device that waits for room at the host is not forgotten") {
 TEST_CASE("a command to a device that is being removed ends once, or is refused") {
   hold_on_all_models<one_device>("submit x remove", {.preemptions = 2}, submit_first,
                                  [](auto& s) { s.devices[0]->remove(); });
+}
+
+/// Two administrators at a device that is offline.
+template <class P>
+struct offline_device {
+  static void rescan(scsi::basic_device<P>& which) noexcept {
+    ++static_cast<offline_device*>(which.host().context())->scans;
+  }
+  offline_device() { dev.force_state(offline); }
+  void set_running() {
+    sim::expect(scsi::store_state(dev, "running") == status::ok, "running was refused");
+  }
+  void check() {
+    sim::expect(dev.state() == running && scans == 1, "not once set running and scanned");
+    while (works.run_pending()) {
+    }
+  }
+
+  int scans = 0;
+  pm::basic_work_queue<P> works{"kblockd", pm::work_queue_flags::none, 0};
+  scsi::basic_host<P> host{{.queuecommand = nullptr, .context = this, .rescan = &rescan}};
+  scsi::basic_target<P> target;
+  scsi::basic_device<P> dev{host, target, works, {2, 2}};
+};
+
+TEST_CASE("of two who set a device running by hand both succeed, and one has it scanned") {
+  hold_on_all_models<offline_device>(
+      "running x running", {.preemptions = 2}, [](auto& s) { s.set_running(); },
+      [](auto& s) { s.set_running(); });
 }
 
 // -- the error handler

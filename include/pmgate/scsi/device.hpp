@@ -114,8 +114,10 @@ class basic_device {
   /// Returns: ok; invalid, and nothing changed.  Blocks: no.
   /// Kernel: scsi_device_set_state() under state_mutex.
   status set_state(device_state to) noexcept;
-  /// set_state(), if the state is `from`; else invalid.
-  status set_state_from(device_state from, device_state to) noexcept;
+  /// set_state(), if the state is `from` or `to` already; else invalid.
+  ///
+  /// changed: whether it was `from`, and now is `to`.
+  status set_state_from(device_state from, device_state to, bool& changed) noexcept;
   /// Assigns the state whatever the table says; touches nothing else.
   ///
   /// Kernel: an assignment to sdev_state under state_mutex.
@@ -297,9 +299,13 @@ status basic_device<Platform>::set_state(device_state to) noexcept {
 }
 
 template <platform Platform>
-status basic_device<Platform>::set_state_from(device_state from, device_state to) noexcept {
+status basic_device<Platform>::set_state_from(device_state from, device_state to,
+                                              bool& changed) noexcept {
   const scoped_lock guard(state_lock_);
-  return state() == from ? change_state(to) : status::invalid;
+  const device_state now = state();
+  const status result = now == from || now == to ? change_state(to) : status::invalid;
+  changed = result == status::ok && now != to;
+  return result;
 }
 
 template <platform Platform>

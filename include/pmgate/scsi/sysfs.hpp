@@ -49,14 +49,13 @@ status store_state(basic_device<Platform>& which, const char* text) noexcept {
   using enum device_state;
   const bool run = detail::same_word(text, to_string(running));
   if (!run && !detail::same_word(text, to_string(offline))) return status::invalid;
-  const device_state wanted = run ? running : offline;
-  const device_state other = run ? offline : running;
-  if (which.set_state_from(wanted, wanted) == status::ok) return status::ok;
-  const status changed = which.set_state_from(other, wanted);
-  if (changed != status::ok || !run) return changed;
+  bool changed = false;
+  const status result =
+      which.set_state_from(run ? offline : running, run ? running : offline, changed);
+  if (!run || !changed) return result;
   which.queue().run(true);
   (void)which.host().rescan(which);
-  return status::ok;
+  return result;
 }
 
 /// Writes the state of a host by its name, if the table allows it.
