@@ -15,6 +15,7 @@
 #include "support/scsi_rig.hpp"
 
 using pmgate::status;
+using pmgate::scsi::command_flags;
 using pmgate::scsi::did_error;
 using pmgate::scsi::did_no_connect;
 using pmgate::scsi::host_state;
@@ -57,7 +58,10 @@ struct eh_rig : scsi_rig {
   static void recover(error_handler& handler) noexcept {
     if (of(handler).strategy) of(handler).strategy(handler);
   }
-  static command* door_lock(device&) noexcept { return lock_command; }
+  static command* door_lock(device&) noexcept {
+    ++doors_asked;
+    return lock_command;
+  }
 
   /// Fails the command the driver took first.
   command& fail_one() {
@@ -67,8 +71,10 @@ struct eh_rig : scsi_rig {
   }
 
   static inline command* lock_command = nullptr;
+  static inline int doors_asked = 0;
   std::function<void(error_handler&)> strategy;
-  error_handler handler{adapter, {&abort, &recover, &door_lock, this}};
+  error_handler handler{
+      adapter, {.abort = &abort, .recover = &recover, .door_lock = &door_lock, .context = this}};
 };
 
 }  // namespace
@@ -113,9 +119,12 @@ TEST_CASE("scenario 31: quiesce, created-blocked and a closed entry do not hold 
     rig.dev(n).queue().set_pm_only();
     rig.dev(n).queue().quiesce_nowait();
     command item;
+    std::int64_t sent_at = -1;
+    rig.lld.on_call = [&](command&) { sent_at = virtual_clock::now(); };
     virtual_clock::reset();
     virtual_clock::on_sleep() = [&] { rig.lld.complete_one(did_no_connect); };
     CHECK(rig.handler.send(rig.dev(n), item, one_second) == status::ok);
+    CHECK(sent_at == 0);
     CHECK(item.result_word() == did_no_connect);
     rig.dev(n).queue().unquiesce();
     rig.dev(n).queue().clear_pm_only();
@@ -305,6 +314,131 @@ TEST_CASE("after a recovery the door is locked again, unless the entry is closed
   rig.lld.complete_all();
   eh_rig::lock_command = nullptr;
 }
+
+TEST_CASE("a device that is being removed is not asked for its door") {
+  eh_rig rig({cancel, offline, running});
+  eh_rig::doors_asked = 0;
+  REQUIRE(rig.handler.schedule() == status::ok);
+
+  CHECK(rig.handler.run_pending());
+
+  CHECK(eh_rig::doors_asked == 1);
+}
+
+TEST_CASE("a reset under way does not make a host recover that cannot: nothing is taken") {
+  for (const host_state each : {host_state::created, host_state::del}) {
+    eh_rig rig;
+    counted_command item;
+    REQUIRE(rig.dev().submit(item.item) == status::ok);
+    rig.adapter.force_state(each);
+    rig.adapter.set_resetting(true);
+
+    CHECK(rig.handler.schedule() == status::invalid);
+    CHECK(rig.handler.add(item.item) == status::invalid);
+
+    CHECK(rig.handler.failed() == 0);
+    CHECK_FALSE(rig.handler.run_pending());
+    CHECK(rig.adapter.state() == each);
+    rig.lld.complete_all();
+  }
+}
+
+TEST_CASE("a host that was removed while it recovers takes what fails, and ends removed") {
+  eh_rig rig(std::vector<device_state>{});
+  REQUIRE(rig.adapter.begin_recovery() == status::ok);
+  rig.adapter.remove();
+  REQUIRE(rig.adapter.state() == host_state::del_recovery);
+
+  CHECK(rig.handler.schedule() == status::ok);
+  CHECK(rig.handler.run_pending());
+
+  CHECK(rig.adapter.state() == host_state::del);
+}
+
+TEST_CASE(
+    "scenario 30: a reset under way holds what is of power management, fails who cannot wait") {
+  scsi_rig rig;
+  counted_command held, pm, impatient;
+  rig.adapter.set_resetting(true);
+
+  REQUIRE(rig.dev().submit(held.item) == status::ok);
+  REQUIRE(rig.dev().submit(pm.item, command_flags::pm) == status::ok);
+  rig.settle();
+  CHECK(rig.lld.calls() == 0);
+  rig.adapter.set_resetting(false);
+  rig.finish_all();
+  CHECK(held.ends + pm.ends == 2);
+
+  rig.adapter.set_resetting(true);
+  REQUIRE(rig.dev().submit(impatient.item, command_flags::fail_if_recovering) == status::ok);
+  CHECK(impatient.ends == 1);
+  CHECK(impatient.result() == did_error);
+  CHECK(rig.lld.calls() == 2);
+}
+
+// -- a host that sleeps at run time
+
+namespace {
+
+/// A host that is woken or cannot be.
+struct sleeper {
+  static status get_awake(host&) noexcept {
+    if (answer == status::ok) ++awake;
+    return answer;
+  }
+  static void put_awake(host& adapter) noexcept {
+    CHECK_FALSE(adapter.is_in_recovery());
+    --awake;
+  }
+  static void recover(error_handler&) noexcept {
+    CHECK(awake == 1);
+    ++recoveries;
+  }
+  sleeper() {
+    answer = status::ok;
+    awake = recoveries = 0;
+  }
+
+  static inline status answer = status::ok;
+  static inline int awake = 0;
+  static inline int recoveries = 0;
+  scsi_rig rig;
+  error_handler handler{rig.adapter,
+                        {.abort = &eh_rig::abort,
+                         .recover = &recover,
+                         .get_awake = &get_awake,
+                         .put_awake = &put_awake}};
+};
+
+}  // namespace
+
+TEST_CASE("a host is awake while it recovers, and is let go after it") {
+  sleeper host;
+  REQUIRE(host.handler.schedule() == status::ok);
+
+  CHECK(host.handler.run_pending());
+
+  CHECK(sleeper::recoveries == 1);
+  CHECK(sleeper::awake == 0);
+}
+
+TEST_CASE("a host that cannot be woken stays in recovery till there is cause again") {
+  sleeper host;
+  REQUIRE(host.handler.schedule() == status::ok);
+  sleeper::answer = status::io_error;
+  CHECK_FALSE(host.handler.run_pending());
+  CHECK(sleeper::recoveries == 0);
+  CHECK(host.rig.adapter.is_in_recovery());
+
+  sleeper::answer = status::ok;
+  REQUIRE(host.handler.schedule() == status::ok);
+  CHECK(host.handler.run_pending());
+
+  CHECK(sleeper::recoveries == 1);
+  CHECK_FALSE(host.rig.adapter.is_in_recovery());
+}
+
+// -- the handler's thread, and who waits
 
 TEST_CASE("the handler's thread runs recoveries until it is stopped") {
   eh_rig rig;

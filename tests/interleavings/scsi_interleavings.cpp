@@ -270,7 +270,8 @@ struct failing {
   pm::basic_work_queue<P> works{"kblockd", pm::work_queue_flags::none, 0};
   scsi::basic_host<P> host{{.queuecommand = &queuecommand, .context = this}};
   scsi::basic_target<P> target;
-  scsi::basic_error_handler<P> handler{host, {&abort, &recover, nullptr, this}};
+  scsi::basic_error_handler<P> handler{host,
+                                       {.abort = &abort, .recover = &recover, .context = this}};
   scsi::basic_command<P> bad{&done, this};
   scsi::basic_command<P> good{&done, this};
   scsi::basic_device<P> dev{host, target, works, {2, 2}};

@@ -23,8 +23,9 @@ namespace pmgate::scsi {
 /// What a driver brings for its error handler.
 template <platform Platform>
 struct basic_eh_ops {
-  /// Takes a command back from the driver, which does not complete it afterwards; if it
-  /// is completed meanwhile, that holds. Gated by nothing, whatever the device's state.
+  /// Takes a command of the handler's own back from the driver; not null. If it is completed
+  /// meanwhile, that holds. When it returns, no complete() of the command runs or comes:
+  /// the command may be gone. Gated by nothing, whatever the device's state.
   void (*abort)(basic_host<Platform>& host, basic_command<Platform>& item) noexcept;
   /// Deals with the failed commands, each by retry(), finish() or give_up(); null, or
   /// for those it leaves: give_up().  Kernel: eh_strategy_handler
@@ -32,6 +33,12 @@ struct basic_eh_ops {
   /// The command that locks a device's door again, or null if that is not to be done. Sent
   /// with nowait after a recovery, and forgotten if it is refused.  Kernel: scsi_eh_lock_door()
   basic_command<Platform>* (*door_lock)(basic_device<Platform>& which) noexcept = nullptr;
+  /// Has a host that sleeps at run time awake for a recovery, and lets it sleep again; null,
+  /// both of them: it is not asked to. Unless ok the round does not take place: the host
+  /// stays in recovery till the next add() or schedule().
+  /// Kernel: scsi_autopm_get_host() and put, unless eh_noresume.
+  status (*get_awake)(basic_host<Platform>& host) noexcept = nullptr;
+  void (*put_awake)(basic_host<Platform>& host) noexcept = nullptr;
   void* context = nullptr;
 };
 
@@ -100,7 +107,8 @@ class basic_error_handler {
   ///
   /// Calls the driver directly. Only BLOCK holds it, and is looked at every 100 ms; a
   /// driver that refuses is asked again as often. Who blocks the device waits for the
-  /// driver's call.
+  /// driver's call: so in the call the driver must not change the device's state, or ask
+  /// for more of it than state().
   /// Returns: ok: it is over, result_word() tells how; timed_out: it was not sent, or was
   /// aborted.
   /// Blocks: up to `timeout`, and for the abort.  Kernel: scsi_send_eh_cmnd().
@@ -143,9 +151,11 @@ basic_error_handler<Platform>::~basic_error_handler() {
 
 // -- what begins a recovery
 
+/// A host that is removed while it recovers goes on recovering. A reset that is under way
+/// is none of the handler's recoveries: it would not know how to end it.
 template <platform Platform>
 bool basic_error_handler<Platform>::begin_locked() noexcept {
-  return host_.begin_recovery() == status::ok || host_.is_in_recovery();
+  return host_.begin_recovery() == status::ok || is_in_recovery(host_.state());
 }
 
 template <platform Platform>
@@ -206,6 +216,13 @@ bool basic_error_handler<Platform>::run_pending() noexcept {
   {
     const scoped_lock guard(lock_);
     if (!is_due_locked()) return false;
+  }
+  if (ops_.get_awake != nullptr && ops_.get_awake(host_) != status::ok) {
+    trace_event<Platform>("scsi: a host cannot be woken for its recovery", &host_);
+    return false;
+  }
+  {
+    const scoped_lock guard(lock_);
     scheduled_ = false;
   }
   if (ops_.recover != nullptr) ops_.recover(*this);
@@ -217,13 +234,17 @@ bool basic_error_handler<Platform>::run_pending() noexcept {
     over = !scheduled_ && first_ == nullptr && host_.leave_recovery() == status::ok;
   }
   if (over) host_.run_queues();
+  if (ops_.put_awake != nullptr) ops_.put_awake(host_);
   return true;
 }
 
 template <platform Platform>
 void basic_error_handler<Platform>::lock_doors() noexcept {
   if (ops_.door_lock == nullptr) return;
-  (void)host_.devices_.for_each(&is_online, [this](device_type& entry) {
+  constexpr auto is_there = [](device_state state) noexcept {
+    return is_gettable(state) && is_online(state);
+  };
+  (void)host_.devices_.for_each(is_there, [this](device_type& entry) {
     command_type* const item = ops_.door_lock(entry);
     if (item != nullptr) (void)entry.submit(*item, command_flags::nowait);
     return status::ok;

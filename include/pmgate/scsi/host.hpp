@@ -31,7 +31,9 @@ struct basic_host_template {
   /// again; any other value means host_busy.
   ///
   /// Runs in a dispatch section of the device, outside every lock, also on several
-  /// threads at once. Must not block the host or quiesce a device.
+  /// threads at once. Must not block the host or quiesce a device. For a command that an
+  /// error handler sends it runs under the mutex of the device's state instead, and in no
+  /// section: it must not call then what changes the state, or quiesced_by().
   int (*queuecommand)(basic_host<Platform>& host, basic_command<Platform>& item) noexcept;
   void* context = nullptr;  ///< for queuecommand: host.context()
   /// Whose rules hold: which commands are privileged, which changes of state legal.
