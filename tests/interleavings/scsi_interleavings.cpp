@@ -302,6 +302,24 @@ TEST_CASE("a stopped handler's thread ends") {
       });
 }
 
+/// A host whose error handler sends a command of its own, past all gates but BLOCK.
+template <class P>
+struct handled : host_with<P, 1> {
+  static void abort(scsi::basic_host<P>&, scsi::basic_command<P>&) noexcept {
+    sim::expect(false, "a command that was answered is aborted");
+  }
+  handled() { this->commands[0].refused = true; }
+  /// Its time may be over before the device is unblocked.
+  void send() { (void)handler.send(*this->devices[0], own, P::milliseconds(1000)); }
+  scsi::basic_error_handler<P> handler{this->host, {.abort = &abort}};
+  scsi::basic_command<P> own;
+};
+
+TEST_CASE("no command of the error handler is with the driver between block and unblock") {
+  hold_on_all_models<handled>(
+      "send x block and unblock", {.preemptions = 2}, [](auto& s) { s.send(); }, block_and_unblock);
+}
+
 // -- pause
 
 /// xen-scsifront: the driver gates by itself.
