@@ -2,6 +2,7 @@
 //
 // scsi_eh_test.cpp - the error handler: when it runs, what it does, and its own commands;
 // the numbers are those of the scenarios in the specification of SCSI.
+#include <array>
 #include <atomic>
 #include <functional>
 #include <thread>
@@ -334,7 +335,7 @@ TEST_CASE("a reset under way does not make a host recover that cannot: nothing i
     rig.adapter.set_resetting(true);
 
     CHECK(rig.handler.schedule() == status::invalid);
-    CHECK(rig.handler.add(item.item) == status::invalid);
+    CHECK(rig.handler.add(item.item) == status::invalid);  // and it may be completed
 
     CHECK(rig.handler.failed() == 0);
     CHECK_FALSE(rig.handler.run_pending());
@@ -374,6 +375,139 @@ TEST_CASE(
   CHECK(impatient.ends == 1);
   CHECK(impatient.result() == did_error);
   CHECK(rig.lld.calls() == 2);
+}
+
+// -- commands that take too long
+
+namespace {
+
+/// A rig whose device tracks what was started, with a clock that looks every 10 ms.
+struct timed_rig : eh_rig {
+  timed_rig() {
+    dev().track_started(slots.data(), 16);
+    handler.start_timeouts(works, 30);
+    strategy = [this](error_handler& each) {
+      command* const item = each.next_failed();
+      lld.forget(*item);
+      each.finish(*item, did_error);
+    };
+  }
+  ~timed_rig() { handler.stop_timeouts(); }
+  void look() {
+    virtual_clock::advance(10);
+    run_works();
+  }
+  std::array<pmgate::scsi::basic_started_slot<virtual_platform>, 16> slots;
+};
+
+}  // namespace
+
+TEST_CASE("a command that takes too long is the handler's, blocked or not") {
+  for (const bool blocked : {false, true}) {
+    timed_rig rig;
+    counted_command item;
+    REQUIRE(rig.dev().submit(item.item) == status::ok);
+    if (blocked) REQUIRE(rig.dev().block_nowait() == status::ok);
+
+    for (int n = 0; n < 3; ++n) rig.look();
+    CHECK(rig.handler.failed() == 0);
+    rig.look();
+    CHECK(rig.handler.failed() == 1);
+    CHECK(rig.adapter.is_in_recovery());
+    CHECK(rig.handler.run_pending());
+
+    CHECK(item.ends == 1);
+    CHECK(item.result() == did_error);
+    CHECK(rig.adapter.busy() == 0);
+  }
+}
+
+TEST_CASE("a completion that comes when the time is over is without effect") {
+  timed_rig rig;
+  counted_command item;
+  REQUIRE(rig.dev().submit(item.item) == status::ok);
+  for (int n = 0; n < 4; ++n) rig.look();
+
+  rig.adapter.complete(item.item);
+  CHECK(item.ends == 0);
+  CHECK(rig.adapter.busy() == 1);
+  CHECK(rig.handler.run_pending());
+
+  CHECK(item.ends == 1);
+  CHECK(item.result() == did_error);
+  CHECK_FALSE(rig.adapter.is_in_recovery());
+}
+
+TEST_CASE("a command that was completed cannot fail any more where the device tracks it") {
+  timed_rig rig;
+  counted_command item;
+  REQUIRE(rig.dev().submit(item.item) == status::ok);
+  rig.lld.complete_all();
+
+  CHECK(rig.handler.add(item.item) == status::canceled);
+
+  CHECK(rig.handler.failed() == 0);
+  CHECK_FALSE(rig.adapter.is_in_recovery());
+}
+
+TEST_CASE("a command that is sent again has its time anew") {
+  timed_rig rig;
+  counted_command item;
+  REQUIRE(rig.dev().submit(item.item) == status::ok);
+  for (int n = 0; n < 3; ++n) rig.look();
+  rig.lld.complete_one(pmgate::scsi::status_busy);
+  while (rig.lld.taken() == 0) {
+    virtual_clock::advance(1);
+    rig.run_works();
+  }
+
+  for (int n = 0; n < 2; ++n) rig.look();
+  CHECK(rig.handler.failed() == 0);
+  rig.lld.complete_all();
+  CHECK(item.ends == 1);
+}
+
+TEST_CASE("a command that the driver refuses when its time is over is the handler's alone") {
+  timed_rig rig;
+  counted_command item;
+  rig.lld.refusals = {pmgate::scsi::host_busy};
+  rig.lld.on_call = [&](command&) {
+    for (int n = 0; n < 4; ++n) rig.handler.check_timeouts();
+  };
+  REQUIRE(rig.dev().submit(item.item) == status::ok);
+  CHECK(rig.handler.failed() == 1);
+  CHECK(rig.adapter.busy() == 1);
+
+  CHECK(rig.handler.run_pending());
+  rig.settle();
+
+  CHECK(rig.lld.calls() == 1);
+  CHECK(item.ends == 1);
+  CHECK(rig.adapter.busy() == 0);
+}
+
+TEST_CASE("a host has one clock") {
+  timed_rig rig;
+  rig.handler.start_timeouts(rig.works, 30);
+  CHECK(rig.misuse.take() == 1);
+}
+
+TEST_CASE("a completion of what the handler has is reported where nothing is tracked") {
+  eh_rig rig;
+  counted_command item;
+  REQUIRE(rig.dev().submit(item.item) == status::ok);
+  command& failed = rig.fail_one();
+
+  rig.adapter.complete(failed);
+  CHECK(rig.misuse.take() == 1);
+  CHECK(rig.handler.add(failed) == status::canceled);
+  CHECK(rig.misuse.take() == 1);
+
+  CHECK(item.ends == 0);
+  CHECK(rig.handler.run_pending());
+  CHECK(item.ends == 1);
+  CHECK(rig.adapter.busy() == 0);
+  CHECK_FALSE(rig.adapter.is_in_recovery());
 }
 
 // -- a host that sleeps at run time

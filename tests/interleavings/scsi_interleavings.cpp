@@ -292,6 +292,86 @@ TEST_CASE("the error handler has the driver for itself, and a command fails once
       });
 }
 
+/// A driver with a command that the clock has seen three times: with the next its time is over.
+template <class P>
+struct overdue {
+  static int queuecommand(scsi::basic_host<P>& host, scsi::basic_command<P>&) noexcept {
+    auto& self = *static_cast<overdue*>(host.context());
+    const pmgate::scoped_lock guard(self.lock);
+    self.has_it = true;
+    return 0;
+  }
+  void complete() {
+    const pmgate::scoped_lock guard(lock);
+    if (has_it) host.complete(item);
+    has_it = false;
+  }
+  static void recover(scsi::basic_error_handler<P>& handler) noexcept {
+    auto& self = *static_cast<overdue*>(handler.context());
+    while (auto* const failed = handler.next_failed()) {
+      {
+        const pmgate::scoped_lock guard(self.lock);
+        self.has_it = false;
+      }
+      handler.finish(*failed, scsi::did_error);
+    }
+  }
+  static void done(scsi::basic_command<P>& ended) noexcept {
+    ++static_cast<overdue*>(ended.context())->ends;
+  }
+  overdue() {
+    dev.track_started(slots, 2);
+    (void)dev.set_state(running);
+    (void)dev.submit(item);
+    for (int n = 0; n < 3; ++n) handler.check_timeouts();
+  }
+  void check() {
+    while (handler.run_pending()) {
+    }
+    sim::expect(ends == sent, "a command is lost, or ended twice");
+    sim::expect(!host.is_in_recovery(), "the recovery does not end");
+    sim::expect(handler.failed() == 0 && host.busy() == 0, "something is left");
+    while (works.run_pending()) {
+    }
+  }
+
+  bool has_it = false;
+  int ends = 0;
+  int sent = 1;
+  typename P::mutex lock;  // of the driver
+  scsi::basic_started_slot<P> slots[2];
+  pm::basic_work_queue<P> works{"kblockd", pm::work_queue_flags::none, 0};
+  scsi::basic_host<P> host{{.queuecommand = &queuecommand, .context = this}};
+  scsi::basic_target<P> target;
+  scsi::basic_error_handler<P> handler{host,
+                                       {.abort = nullptr, .recover = &recover, .context = this}};
+  scsi::basic_command<P> item{&done, this};
+  scsi::basic_device<P> dev{host, target, works, {2, 2}};
+};
+
+TEST_CASE("a command that is completed when its time is over ends once") {
+  hold_on_all_models<overdue>(
+      "complete x timeout and handler", {.preemptions = 2}, [](auto& s) { s.complete(); },
+      [](auto& s) {
+        s.handler.check_timeouts();
+        (void)s.handler.run_pending();
+      });
+}
+
+TEST_CASE("a command that is sent anew does not take over the time of the one before") {
+  hold_on_all_models<overdue>(
+      "complete and submit x timeout", {.preemptions = 2},
+      [](auto& s) {
+        s.complete();
+        if (s.ends == 0) return;  // the handler has it
+        s.sent = 2;
+        sim::expect(s.dev.submit(s.item) == status::ok, "submit() was refused");
+        s.complete();
+        sim::expect(s.ends == 2, "a command that had its time was not ended");
+      },
+      [](auto& s) { s.handler.check_timeouts(); });
+}
+
 TEST_CASE("a stopped handler's thread ends") {
   hold_on_all_models<failing>(
       "handler's thread x fail and stop", {.preemptions = 2}, [](auto& s) { s.handler.run(); },

@@ -85,14 +85,16 @@ class basic_command : public basic_request<Platform> {
   unsigned size_ = 0;
   bool fail_if_recovering_ = false;
   bool retry_after_reset_ = false;
+  bool with_handler_ = false;  // the error handler has it, and not the driver
 };
 
 using command = basic_command<default_platform>;
 
-/// Where a device remembers one command that the driver has.
+/// Where a device remembers one command that the driver has. Whoever takes it out ends it.
 template <platform Platform>
 struct basic_started_slot {
-  typename Platform::template atomic<std::uintptr_t> item{0};  // a pointer; 0: none
+  /// A pointer, and in its low bits how often a clock has seen it; 0: none.
+  typename Platform::template atomic<std::uintptr_t> item{0};
 };
 
 using started_slot = basic_started_slot<default_platform>;

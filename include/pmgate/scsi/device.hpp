@@ -92,7 +92,8 @@ class basic_device {
   /// Blocks: no, unless the callback does.  Kernel: scsi_done().
   void complete(command_type& item, int result_word = 0) noexcept;
 
-  /// Remembers from now on which commands the driver has, for complete_all().
+  /// Remembers from now on which commands the driver has, for complete_all() and for
+  /// timeouts: whoever ends a command first ends it, and complete() is without effect then.
   ///
   /// Precondition: one slot for each tag; they outlive the device. No command yet.
   void track_started(basic_started_slot<Platform>* slots, unsigned count) noexcept {
@@ -211,6 +212,7 @@ class basic_device {
   using countdown = detail::busy_countdown<Platform>;
 
   static constexpr scsi_generation newest = scsi_generation::v6_12;
+  static constexpr std::uintptr_t looks = 3;  // the bits of a slot that count them
   static dispatch_status on_request(queue_type& queue, request_type& request) noexcept;
   dispatch_status dispatch(command_type& item) noexcept;
   dispatch_status check_state(const command_type& item) noexcept;
@@ -225,7 +227,11 @@ class basic_device {
   status block_undoably() noexcept;
   void end_undoably(bool undo) noexcept;
   void start_blocked(device_state new_state) noexcept;
-  void remember(command_type& item, command_type* what) noexcept;
+  void end(command_type& item, int result_word) noexcept;
+  void remember(command_type& item) noexcept;
+  bool take_started(unsigned tag) noexcept;
+  template <class Visit>
+  void take_overdue(Visit visit) noexcept;
 
   /// What a block that may be undone has found.
   struct undo {

@@ -15,6 +15,7 @@
 #include <cstdint>
 
 #include <pmgate/platform.hpp>
+#include <pmgate/pm/work_queue.hpp>
 #include <pmgate/scsi/host.hpp>
 #include <pmgate/status.hpp>
 
@@ -45,7 +46,8 @@ struct basic_eh_ops {
 /// Error handler of one host.
 ///
 /// Lifetime: neither copyable nor movable; between the host's and its devices' last
-///           command. Destroy it with no failed command left, after run() has returned.
+///           command. Destroy it with no failed command left, after run() has returned
+///           and after stop_timeouts().
 /// Threads:  add() and schedule() from any thread; one thread runs it, and the strategy
 ///           is called there. That thread is not to be frozen.
 /// Blocking: run(), and what the strategy calls as it says.
@@ -71,14 +73,31 @@ class basic_error_handler {
   /// A command that the driver has taken failed, or took too long.
   ///
   /// It stays in flight. Everything the host is sent from now on waits.
-  /// Returns: ok: it is the handler's; invalid: the host is in CREATED or DEL, nothing was
-  /// done, and the command is to be completed otherwise.
+  /// Precondition: it is not over; a complete() that comes later is reported. Where the
+  /// device tracks what was started it may be completed at the same time, as long as it is
+  /// not sent again: either the handler has it, and complete() is without effect, or it is over.
+  /// Returns: ok: it is the handler's; canceled: it is over; invalid: the host is in CREATED or
+  /// DEL, nothing was done, and the command is to be completed otherwise.
   /// Blocks: no.  Kernel: scsi_eh_scmd_add(), where a grace period makes sure that every
   /// dispatch is counted; here the dispatch looks twice.
   status add(command_type& item) noexcept;
   /// A recovery without a failed command.  Returns, Blocks: as add().
   /// Kernel: scsi_schedule_eh().
   status schedule() noexcept;
+
+  /// Adds what takes too long, of the devices that track what was started, from now on.
+  ///
+  /// Looks at them three times in that time, so that it may be exceeded by a third. What the
+  /// driver completes when it was added already is without effect: take it back first.
+  /// Misuse: a second clock.
+  /// Blocks: no.  Kernel: blk_mq_timeout_work(), scsi_timeout().
+  /// Limits: one time for all commands of a host; a command is not aborted before the
+  /// host recovers, as the kernel tries to; no driver extends the time of what is blocked.
+  void start_timeouts(pm::basic_work_queue<Platform>& works, std::int64_t milliseconds) noexcept;
+  /// Blocks: for a look under way.
+  void stop_timeouts() noexcept;
+  /// One such look, for who has a clock; one at a time. The fourth look at a command adds it.
+  void check_timeouts() noexcept;
 
   // -- the thread
 
@@ -95,10 +114,11 @@ class basic_error_handler {
   /// The failed command that is to be dealt with next; null: that was all.
   [[nodiscard]] command_type* next_failed() noexcept;
   /// Sends it again, behind what is held.
-  void retry(command_type& item) noexcept { item.device().complete(item, status_busy); }
+  void retry(command_type& item) noexcept { finish(item, status_busy); }
   /// It is over, with this result.
   void finish(command_type& item, int result_word) noexcept {
-    item.device().complete(item, result_word);
+    item.with_handler_ = false;
+    item.device().end(item, result_word);
   }
   /// The device is lost: OFFLINE, if the table allows it; its command ends with an error.
   void give_up(command_type& item) noexcept;
@@ -124,6 +144,8 @@ class basic_error_handler {
  private:
   bool is_due_locked() const noexcept;
   bool begin_locked() noexcept;
+  void append_locked(command_type& item) noexcept;
+  static void on_clock(pm::basic_work<Platform>& clock) noexcept;
   void lock_doors() noexcept;
   bool hand_over(device_type& which, command_type& item, time_point deadline) noexcept;
   static time_point next_look(time_point deadline) noexcept {
@@ -139,6 +161,9 @@ class basic_error_handler {
   command_type* last_ = nullptr;
   int failed_ = 0;
   bool scheduled_ = false;
+  pm::basic_work<Platform> clock_{&on_clock, this};  // this and the next: start_timeouts()'s
+  pm::basic_work_queue<Platform>* works_ = nullptr;
+  duration period_{};
 };
 
 using eh_ops = basic_eh_ops<default_platform>;
@@ -159,14 +184,29 @@ bool basic_error_handler<Platform>::begin_locked() noexcept {
 }
 
 template <platform Platform>
+void basic_error_handler<Platform>::append_locked(command_type& item) noexcept {
+  item.with_handler_ = true;
+  item.next_failed_ = nullptr;
+  (last_ != nullptr ? last_->next_failed_ : first_) = &item;
+  last_ = &item;
+  ++failed_;
+}
+
+template <platform Platform>
 status basic_error_handler<Platform>::add(command_type& item) noexcept {
+  device_type& which = item.device();
+  if (!which.take_started(item.tag())) return status::canceled;
   {
     const scoped_lock guard(lock_);
-    if (!begin_locked()) return status::invalid;
-    item.next_failed_ = nullptr;
-    (last_ != nullptr ? last_->next_failed_ : first_) = &item;
-    last_ = &item;
-    ++failed_;
+    if (item.with_handler_) {
+      Platform::misuse("add() of a command that the error handler has");
+      return status::canceled;
+    }
+    if (!begin_locked()) {
+      which.remember(item);
+      return status::invalid;
+    }
+    append_locked(item);
   }
   host_.tell_handler();
   return status::ok;
@@ -181,6 +221,50 @@ status basic_error_handler<Platform>::schedule() noexcept {
   }
   host_.tell_handler();
   return status::ok;
+}
+
+template <platform Platform>
+void basic_error_handler<Platform>::start_timeouts(pm::basic_work_queue<Platform>& works,
+                                                   std::int64_t milliseconds) noexcept {
+  if (works_ != nullptr) {
+    Platform::misuse("scsi error handler has a clock already");
+    return;
+  }
+  works_ = &works;
+  period_ = Platform::milliseconds((milliseconds + 2) / 3);
+  (void)works.queue_delayed(clock_, period_);
+}
+
+template <platform Platform>
+void basic_error_handler<Platform>::stop_timeouts() noexcept {
+  if (works_ == nullptr) return;
+  (void)works_->cancel_sync(clock_);
+  works_ = nullptr;
+}
+
+template <platform Platform>
+void basic_error_handler<Platform>::on_clock(pm::basic_work<Platform>& clock) noexcept {
+  auto& self = *static_cast<basic_error_handler*>(clock.context());
+  self.check_timeouts();
+  (void)self.works_->queue_delayed(clock, self.period_);
+}
+
+/// Taken out of its slot it cannot be put back: the driver may have been turned away by then.
+template <platform Platform>
+void basic_error_handler<Platform>::check_timeouts() noexcept {
+  bool found = false;
+  (void)host_.devices_.for_each(&detail::device_list<Platform>::is_any, [&](device_type& entry) {
+    entry.take_overdue([&](command_type& item) {
+      const scoped_lock guard(lock_);
+      if (!begin_locked()) {
+        Platform::misuse("a command took too long at a host that cannot recover");
+      }
+      append_locked(item);
+      found = true;
+    });
+    return status::ok;
+  });
+  if (found) host_.tell_handler();
 }
 
 // -- the thread

@@ -50,7 +50,6 @@ status basic_device<Platform>::submit(command_type& item, command_flags flags) n
   return queue_.submit(item, prepare(item, flags));
 }
 
-/// Who waits for room is told before the command ends: afterwards the host may be gone.
 template <platform Platform>
 void basic_device<Platform>::complete(command_type& item, int result_word) noexcept {
   if (item.handled_ != nullptr) {
@@ -58,10 +57,20 @@ void basic_device<Platform>::complete(command_type& item, int result_word) noexc
     item.handled_->publish_add(1);  // the last touch: the error handler may have gone on
     return;
   }
+  if (!take_started(item.tag())) return;  // too late: it took too long
+  if (item.with_handler_) [[unlikely]] {
+    Platform::misuse("complete() of a command that the error handler has");
+    return;
+  }
+  end(item, result_word);
+}
+
+/// Who waits for room is told before the command ends: afterwards the host may be gone.
+template <platform Platform>
+void basic_device<Platform>::end(command_type& item, int result_word) noexcept {
   const int status_byte = result_word & 0xff;
   const bool again = status_byte == status_busy || status_byte == status_task_set_full ||
                      (item.retry_after_reset_ && (result_word & host_byte_mask) == did_reset);
-  remember(item, nullptr);
   target_.give();
   count_.give();
   if (again) {
@@ -88,11 +97,51 @@ void basic_device<Platform>::finish(command_type& item, int result_word, status 
   queue_.complete(item, outcome != status::ok || result_word == 0 ? outcome : status::io_error);
 }
 
+// -- what the driver has
+
 template <platform Platform>
-inline void basic_device<Platform>::remember(command_type& item, command_type* what) noexcept {
+inline void basic_device<Platform>::remember(command_type& item) noexcept {
   if (item.tag() >= slot_count_) return;
-  // [slot.set] release: pairs with [slot.take]; the last change before the driver, or by it.
-  slots_[item.tag()].item.store(std::bit_cast<std::uintptr_t>(what), std::memory_order_release);
+  // [slot.set] release: pairs with [slot.take] and [slot.overdue]; the last change before
+  // the driver.
+  slots_[item.tag()].item.store(std::bit_cast<std::uintptr_t>(&item), std::memory_order_release);
+}
+
+/// Returns: false if somebody else has taken it out and ends it; true also without slots.
+template <platform Platform>
+inline bool basic_device<Platform>::take_started(unsigned tag) noexcept {
+  if (tag >= slot_count_) [[likely]]
+    return true;
+  // [slot.out] relaxed: one of those who take it out finds it; who ends a command that he
+  // was given need not be shown it.
+  return slots_[tag].item.exchange(0, std::memory_order_relaxed) != 0;
+}
+
+/// One look of a clock. What is there for the fourth time is taken out, and visited.
+///
+/// The numbers of looks are in the slots, and a command that comes begins with none: so
+/// it cannot be taken for the one before, which had the same address.
+template <platform Platform>
+template <class Visit>
+void basic_device<Platform>::take_overdue(Visit visit) noexcept {
+  static_assert(alignof(command_type) > looks, "a command's address has no bits to spare");
+  for (unsigned tag = 0; tag < slot_count_; ++tag) {
+    auto& slot = slots_[tag].item;
+    // [slot.look] relaxed: a guess; [slot.age] and [slot.overdue] find out.
+    std::uintptr_t seen = slot.load(std::memory_order_relaxed);
+    if (seen == 0) continue;
+    if ((seen & looks) != looks) {
+      // [slot.age] relaxed: a number; part of what [slot.set] published.
+      (void)slot.compare_exchange_strong(seen, seen + 1, std::memory_order_relaxed,
+                                         std::memory_order_relaxed);
+      continue;
+    }
+    // [slot.overdue] acquire: pairs with [slot.set]; failing, the driver was faster.
+    if (slot.compare_exchange_strong(seen, 0, std::memory_order_acquire,
+                                     std::memory_order_relaxed)) {
+      visit(*std::bit_cast<command_type*>(seen & ~looks));
+    }
+  }
 }
 
 template <platform Platform>
@@ -103,7 +152,7 @@ unsigned basic_device<Platform>::complete_all(int result_word) noexcept {
     const std::uintptr_t item = slots_[tag].item.exchange(0, std::memory_order_acquire);
     if (item == 0) continue;
     ++ended;
-    complete(*std::bit_cast<command_type*>(item), result_word);
+    end(*std::bit_cast<command_type*>(item & ~looks), result_word);
   }
   return ended;
 }
@@ -218,11 +267,13 @@ dispatch_status basic_device<Platform>::hand_over(command_type& item) noexcept {
     }
     // [sent.up] relaxed: as [sent.read]. Before the call: afterwards the device may be gone.
     (void)sent_.fetch_add(1, std::memory_order_relaxed);
-    remember(item, &item);
+    const unsigned tag = item.tag();
+    remember(item);
     refusal = host_.queuecommand(item);
     if (refusal == 0) [[likely]]
       return dispatch_status::ok;
-    remember(item, nullptr);
+    // Refused after its time was over: the error handler has it.
+    if (!take_started(tag)) return dispatch_status::ok;
     // [sent.down] relaxed: as [sent.read].
     (void)sent_.fetch_sub(1, std::memory_order_relaxed);
   }
