@@ -2,7 +2,7 @@
 //
 // scsi_bus_pm_test.cpp - the SCSI bus in system sleep; the numbers are those of the
 // scenarios in the specification of SCSI.
-#include <atomic>
+#include <type_traits>
 
 #include <doctest/doctest.h>
 
@@ -12,6 +12,7 @@
 
 using pmgate::status;
 using pmgate::scsi::bus_down;
+using pmgate::scsi::bus_prepare;
 using pmgate::scsi::bus_up;
 using pmgate::scsi::command_flags;
 using testing::command;
@@ -19,6 +20,8 @@ using testing::device;
 using testing::device_state;
 using testing::scsi_rig;
 using testing::virtual_platform;
+using testing::worker;
+using scans = pmgate::scsi::basic_scans<virtual_platform>;
 using upper_ops = pmgate::scsi::basic_upper_ops<virtual_platform>;
 using enum device_state;
 
@@ -102,6 +105,40 @@ TEST_CASE("without a callback for the event only the quiesce happens") {
 
   CHECK(driver.calls == 0);
   CHECK(rig.dev().state() == running);
+}
+
+// -- prepare
+
+static_assert(!std::is_copy_constructible_v<scans>);
+static_assert(!std::is_move_constructible_v<scans>);
+
+TEST_CASE("a host that is prepared for sleep waits for every scan, a device for none") {
+  scsi_rig rig;
+  scans all;
+  CHECK(bus_prepare(rig.adapter, all) == status::ok);
+  all.begin();
+  all.begin();
+
+  CHECK(bus_prepare(rig.dev(), all) == status::ok);
+  status prepared = status::busy;
+  worker sleeper([&] { prepared = bus_prepare(rig.adapter, all); });
+  CHECK(sleeper.is_blocked());
+  all.end();
+  CHECK(sleeper.is_blocked());
+  all.end();
+  sleeper.join();
+
+  CHECK(prepared == status::ok);
+  CHECK(all.under_way() == 0);
+}
+
+TEST_CASE("the end of a scan that nobody began is reported, and ends none") {
+  scsi_rig rig;
+  scans all;
+  all.end();
+
+  CHECK(rig.misuse.take() == 1);
+  CHECK(all.under_way() == 0);
 }
 
 }  // TEST_SUITE

@@ -7,6 +7,7 @@
 
 #include <doctest/doctest.h>
 
+#include <pmgate/scsi/bus_pm.hpp>
 #include <pmgate/scsi/eh.hpp>
 #include <pmgate/scsi/host.hpp>
 #include <pmgate/scsi/pause.hpp>
@@ -218,6 +219,35 @@ TEST_CASE("of two who set a device running by hand both succeed, and one has it 
   hold_on_all_models<offline_device>(
       "running x running", {.preemptions = 2}, [](auto& s) { s.set_running(); },
       [](auto& s) { s.set_running(); });
+}
+
+/// Two scans under way, which write what the host has.
+template <class P>
+struct scanning {
+  scanning() {
+    scans.begin();
+    scans.begin();
+  }
+  void check() {}
+  sim::guarded<int> found;
+  typename P::mutex lock;
+  scsi::basic_scans<P> scans;
+  scsi::basic_host<P> host{{.queuecommand = nullptr}};
+};
+
+TEST_CASE("a host that was prepared for sleep has nobody who scans") {
+  constexpr auto scan = [](auto& s) {
+    {
+      const pmgate::scoped_lock guard(s.lock);
+      s.found.write(1);
+    }
+    s.scans.end();
+  };
+  hold_on_all_models<scanning>(
+      "scan x scan x prepare", {.preemptions = 2}, scan, scan, [](auto& s) {
+        sim::expect(scsi::bus_prepare(s.host, s.scans) == status::ok, "prepare was refused");
+        s.found.write(2);
+      });
 }
 
 // -- the error handler

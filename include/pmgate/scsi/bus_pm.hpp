@@ -10,11 +10,77 @@
 #ifndef PMGATE_SCSI_BUS_PM_HPP
 #define PMGATE_SCSI_BUS_PM_HPP
 
+#include <atomic>
+#include <cstdint>
+
 #include <pmgate/platform.hpp>
 #include <pmgate/scsi/host.hpp>
 #include <pmgate/status.hpp>
 
 namespace pmgate::scsi {
+
+/// Scans of hosts that somebody does asynchronously, counted: system sleep waits for them.
+///
+/// Lifetime: neither copyable nor movable; outlives the scans.
+/// Threads:  every member from any thread.
+/// Misuse:   goes to Platform::misuse() and has no effect.
+template <platform Platform>
+class basic_scans {
+ public:
+  basic_scans() noexcept = default;
+  basic_scans(const basic_scans&) = delete;
+  basic_scans& operator=(const basic_scans&) = delete;
+
+  /// Blocks: no.
+  void begin() noexcept {
+    // [scan.begin] relaxed: who waits and has not seen it came first.
+    (void)count_.fetch_add(1, std::memory_order_relaxed);
+  }
+  /// Precondition: one begin() for each.  Blocks: no.
+  void end() noexcept {
+    if (under_way() != 0) {
+      count_.publish_add(0U - 1U);
+    } else {
+      Platform::misuse("end() of a scan that nobody began");
+    }
+  }
+  /// Sleeps until no scan is under way; those that begin meanwhile included.
+  ///
+  /// Returns: ok; again where the platform cannot block and one is under way.
+  /// Orders: everything before an end() it waited for happens-before its return.
+  /// Blocks: for scans.  Kernel: scsi_complete_async_scans().
+  status wait() noexcept {
+    while (const std::uint32_t seen = under_way()) {
+      if constexpr (!Platform::can_block) {
+        Platform::misuse("a wait for scans would never end: there is one thread only");
+        return status::again;
+      }
+      count_.wait(seen);
+    }
+    return status::ok;
+  }
+  [[nodiscard]] std::uint32_t under_way() const noexcept {
+    // [scan.count] acquire: pairs with publish_add() in end(): what was found is there.
+    return count_.load(std::memory_order_acquire);
+  }
+
+ private:
+  typename Platform::wait_word count_{0};
+};
+
+using scans = basic_scans<default_platform>;
+
+/// Before anything sleeps: a host waits for asynchronous scans, a device does nothing.
+///
+/// Returns, Blocks: as basic_scans::wait().  Kernel: scsi_bus_prepare().
+template <platform Platform>
+status bus_prepare(basic_host<Platform>&, basic_scans<Platform>& under_way) noexcept {
+  return under_way.wait();
+}
+template <platform Platform>
+status bus_prepare(basic_device<Platform>&, basic_scans<Platform>&) noexcept {
+  return status::ok;
+}
 
 /// The upper driver of a device: what it does on one event. Those left null do nothing;
 /// the driver of disks has no freeze and thaw, that of CD-ROMs has none of them.
