@@ -127,17 +127,32 @@ class basic_host {
 
   /// Blocks the devices of all targets, and waits; one that cannot be blocked is passed
   /// over and makes the result invalid.  Kernel: scsi_block_targets().
-  status block_targets() noexcept { return block_all_of(nullptr); }
+  status block_targets() noexcept {
+    return block_all_of([](const target_type&) { return true; });
+  }
+  /// The same for the targets that hang on `parent`.
+  ///
+  /// Misuse: parent is itself a target, on which none hangs.
+  status block_targets(const void* parent) noexcept;
   /// The same for one target.  Kernel: scsi_target_block().
-  status target_block(target_type& which) noexcept { return block_all_of(&which); }
+  status target_block(target_type& which) noexcept {
+    return block_all_of([&which](const target_type& each) { return &each == &which; });
+  }
   /// Unblocks the devices of the target, all of them, whatever each says.
   ///
   /// Blocks: no.  Kernel: scsi_target_unblock().
   void target_unblock(target_type& which, device_state new_state) noexcept {
-    unblock_all_of(&which, new_state);
+    unblock_all_of([&which](const target_type& each) { return &each == &which; }, new_state);
   }
   /// The same for all targets.
-  void targets_unblock(device_state new_state) noexcept { unblock_all_of(nullptr, new_state); }
+  void targets_unblock(device_state new_state) noexcept {
+    unblock_all_of([](const target_type&) { return true; }, new_state);
+  }
+  /// The same for the targets that hang on `parent`.
+  void targets_unblock(const void* parent, device_state new_state) noexcept {
+    unblock_all_of([parent](const target_type& each) { return each.parent() == parent; },
+                   new_state);
+  }
   /// Quiesces the devices of the target, one after another, whatever each says.
   ///
   /// Blocks: as basic_device::quiesce().  Kernel: scsi_target_quiesce().
@@ -220,8 +235,10 @@ class basic_host {
   using countdown = detail::busy_countdown<Platform>;
   using devices = detail::device_list<Platform>;
 
-  status block_all_of(target_type* which) noexcept;
-  void unblock_all_of(target_type* which, device_state new_state) noexcept;
+  template <class Chosen>
+  status block_all_of(Chosen is_chosen) noexcept;
+  template <class Chosen>
+  void unblock_all_of(Chosen is_chosen, device_state new_state) noexcept;
   status wait_blocked() noexcept;
   void run_queues() noexcept;
   typename countdown::answer take() noexcept;

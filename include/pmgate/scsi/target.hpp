@@ -25,14 +25,17 @@ template <platform Platform>
 class basic_target {
  public:
   /// can_queue: commands the target takes at a time; 0: no limit, and then "target
-  /// busy" delays nothing either. single_lun: one of its devices at a time.
-  explicit basic_target(int can_queue = 0, bool single_lun = false) noexcept
-      : limited_(can_queue > 0), single_lun_(single_lun), count_(can_queue, 3) {}
+  /// busy" delays nothing either. single_lun: one of its devices at a time. parent: what it
+  /// hangs on, a remote port for one; see basic_host::block_targets().
+  explicit basic_target(int can_queue = 0, bool single_lun = false,
+                        const void* parent = nullptr) noexcept
+      : limited_(can_queue > 0), single_lun_(single_lun), parent_(parent), count_(can_queue, 3) {}
   basic_target(const basic_target&) = delete;
   basic_target& operator=(const basic_target&) = delete;
 
   /// The countdown after "target busy".  Kernel: target_blocked.
   [[nodiscard]] int blocked() const noexcept { return count_.blocked(); }
+  [[nodiscard]] const void* parent() const noexcept { return parent_; }
 
  private:
   friend class basic_device<Platform>;
@@ -46,6 +49,7 @@ class basic_target {
 
   const bool limited_;
   const bool single_lun_;
+  const void* const parent_;
   detail::busy_countdown<Platform> count_;
   typename Platform::mutex lock_;      // with single_lun: of all that follows
   const device_type* user_ = nullptr;  // whose turn it is.  Kernel: starget_sdev_user

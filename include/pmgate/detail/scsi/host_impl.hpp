@@ -71,10 +71,23 @@ typename basic_host<Platform>::block_report basic_host<Platform>::try_unblock(
 }
 
 template <platform Platform>
-status basic_host<Platform>::block_all_of(target_type* which) noexcept {
+status basic_host<Platform>::block_targets(const void* parent) noexcept {
+  const status no_target = devices_.for_each(&devices::is_any, [parent](device_type& entry) {
+    return &entry.target() == parent ? status::invalid : status::ok;
+  });
+  if (no_target != status::ok) {
+    Platform::misuse("block_targets() of what hangs on a target");
+    return no_target;
+  }
+  return block_all_of([parent](const target_type& each) { return each.parent() == parent; });
+}
+
+template <platform Platform>
+template <class Chosen>
+status basic_host<Platform>::block_all_of(Chosen is_chosen) noexcept {
   status result = status::ok;
-  (void)devices_.for_each(&is_gettable, [which, &result](device_type& entry) {
-    if (which != nullptr && &entry.target() != which) return status::ok;
+  (void)devices_.for_each(&is_gettable, [&is_chosen, &result](device_type& entry) {
+    if (!is_chosen(entry.target())) return status::ok;
     const status blocked = entry.block_nowait();
     if (blocked != status::ok) {
       trace_event<Platform>("scsi: a device cannot be blocked", &entry);
@@ -87,9 +100,10 @@ status basic_host<Platform>::block_all_of(target_type* which) noexcept {
 }
 
 template <platform Platform>
-void basic_host<Platform>::unblock_all_of(target_type* which, device_state new_state) noexcept {
-  (void)devices_.for_each(&is_gettable, [which, new_state](device_type& entry) {
-    if (which == nullptr || &entry.target() == which) (void)entry.unblock(new_state);
+template <class Chosen>
+void basic_host<Platform>::unblock_all_of(Chosen is_chosen, device_state new_state) noexcept {
+  (void)devices_.for_each(&is_gettable, [&is_chosen, new_state](device_type& entry) {
+    if (is_chosen(entry.target())) (void)entry.unblock(new_state);
     return status::ok;
   });
 }
