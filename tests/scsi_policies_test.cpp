@@ -392,6 +392,7 @@ TEST_CASE("scenario 35: a pause waits for a handler, bounces commands, and outla
 
   CHECK(m.policy.resume() == status::ok);
   CHECK(passed.result() == did_reset);
+  CHECK(passed.item.result() == status::io_error);  // what its issuer is told
   CHECK(read.ends == 0);
   m.settle();
   CHECK(m.taken.empty());  // both bounce until the other side is there

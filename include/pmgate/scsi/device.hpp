@@ -202,6 +202,8 @@ class basic_device {
   }
   [[nodiscard]] host_type& host() const noexcept { return host_; }
   [[nodiscard]] target_type& target() const noexcept { return target_; }
+  /// For its gates and its runs. A request that is submitted there is taken for a command
+  /// of this device: those are sent by the members above.
   [[nodiscard]] queue_type& queue() noexcept { return queue_; }
 
  private:

@@ -64,6 +64,8 @@ inline void complete_all(const adapter_ops& ops, int result_word) noexcept {
 
 /// Nothing: suspend takes the hardware down, and trusts those above.
 ///
+/// Limits: what these drivers do of their own when they do not come back (one removes its
+/// host, one says "ok") is left to the caller, and to adapter_ops::bring_up.
 /// Kernel: nsp32_suspend(), twa_suspend().
 template <platform Platform>
 class basic_no_gating {
@@ -90,6 +92,8 @@ class basic_no_gating {
 ///           calls one at a time.
 /// Blocking: for the driver's calls under way.
 /// Kernel: aac_suspend(), aac_resume(), aac_reset_adapter(), aac_pci_error_detected().
+/// Limits:   whether the firmware is shut down before a reset is left to adapter_ops::reset,
+///           and the scan that follows pci_resume() to its caller.
 template <platform Platform>
 class basic_unheeded_block {
  public:

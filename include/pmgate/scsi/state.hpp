@@ -16,7 +16,11 @@
 
 namespace pmgate::scsi {
 
-/// Which kernel's rules hold.
+/// Which kernel's rules hold: of what passes and of what may change.
+///
+/// Limits: in all else 5.7 is as 6.12 here. There the door was locked with a command that
+/// could block at the entry, a host block waited for one device after another, and a
+/// quiesce of the queue was a flag and not a count.
 enum class scsi_generation : std::uint8_t {
   v5_7_rc3,  ///< "special" commands pass, and a quiesced device cannot be blocked
   v5_7,      ///< since 5.7-rc4: it can

@@ -205,6 +205,7 @@ dispatch_status basic_device<Platform>::check_state(const command_type& item) no
     case quiesce:
       if (item.is_pm()) return dispatch_status::ok;
       if (host_.generation() == newest) {
+        // Each time it is offered; the kernel warns once.
         trace_event<Platform>("scsi: ordinary command in a quiesced device", this);
       }
       return dispatch_status::resource;
