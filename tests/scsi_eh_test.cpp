@@ -362,8 +362,8 @@ TEST_CASE(
   counted_command held, pm, impatient;
   rig.adapter.set_resetting(true);
 
-  REQUIRE(rig.dev().submit(held.item) == status::ok);
   REQUIRE(rig.dev().submit(pm.item, command_flags::pm) == status::ok);
+  REQUIRE(rig.dev().submit(held.item) == status::ok);
   rig.settle();
   CHECK(rig.lld.calls() == 0);
   rig.adapter.set_resetting(false);
@@ -429,6 +429,7 @@ TEST_CASE("a completion that comes when the time is over is without effect") {
   for (int n = 0; n < 4; ++n) rig.look();
 
   rig.adapter.complete(item.item);
+  CHECK(rig.misuse.take() == 0);
   CHECK(item.ends == 0);
   CHECK(rig.adapter.busy() == 1);
   CHECK(rig.handler.run_pending());
@@ -448,6 +449,33 @@ TEST_CASE("a command that was completed cannot fail any more where the device tr
 
   CHECK(rig.handler.failed() == 0);
   CHECK_FALSE(rig.adapter.is_in_recovery());
+}
+
+TEST_CASE("a command that fails at a host which cannot recover stays the driver's") {
+  timed_rig rig;
+  counted_command item;
+  REQUIRE(rig.dev().submit(item.item) == status::ok);
+  rig.adapter.force_state(host_state::created);
+  CHECK(rig.handler.add(item.item) == status::invalid);
+
+  rig.lld.complete_all();
+
+  CHECK(item.ends == 1);
+  CHECK(rig.adapter.busy() == 0);
+}
+
+TEST_CASE("a command that takes too long at a host which cannot recover is reported, and ends") {
+  timed_rig rig;
+  counted_command item;
+  REQUIRE(rig.dev().submit(item.item) == status::ok);
+  rig.adapter.force_state(host_state::created);
+
+  for (int n = 0; n < 4; ++n) rig.look();
+  CHECK(rig.misuse.take() == 1);
+  CHECK(rig.handler.run_pending());
+
+  CHECK(item.ends == 1);
+  CHECK(rig.adapter.busy() == 0);
 }
 
 TEST_CASE("a command that is sent again has its time anew") {
