@@ -228,12 +228,30 @@ struct scanning {
     scans.begin();
     scans.begin();
   }
-  void check() {}
+  void check() { sim::expect(scans.under_way() == 0, "a scan is counted that is over"); }
   sim::guarded<int> found;
   typename P::mutex lock;
   scsi::basic_scans<P> scans;
   scsi::basic_host<P> host{{.queuecommand = nullptr}};
 };
+
+TEST_CASE("scans that begin at once are counted, both of them") {
+  constexpr auto scan = [](auto& s) {
+    s.scans.begin();
+    s.scans.end();
+  };
+  hold_on_all_models<scanning>(
+      "two more scans", {.preemptions = 2},
+      [scan](auto& s) {
+        scan(s);
+        s.scans.end();
+      },
+      [scan](auto& s) {
+        scan(s);
+        s.scans.end();
+        if (s.scans.under_way() == 0) (void)scsi::bus_prepare(s.host, s.scans);
+      });
+}
 
 TEST_CASE("a host that was prepared for sleep has nobody who scans") {
   constexpr auto scan = [](auto& s) {
@@ -322,6 +340,59 @@ TEST_CASE("the error handler has the driver for itself, and a command fails once
       });
 }
 
+/// A host that recovers without a failed command.
+template <class P>
+struct scheduled {
+  static void recover(scsi::basic_error_handler<P>& handler) noexcept {
+    auto& self = *static_cast<scheduled*>(handler.context());
+    self.hardware.write(1);
+    ++self.recoveries;
+  }
+  void schedule() { sim::expect(handler.schedule() == status::ok, "schedule() was refused"); }
+  void check() {
+    while (handler.run_pending()) {
+    }
+    sim::expect(recoveries != 0 && !host.is_in_recovery(), "the recovery does not end");
+  }
+
+  sim::guarded<int> hardware;
+  int recoveries = 0;
+  pm::basic_work_queue<P> works{"kblockd", pm::work_queue_flags::none, 0};
+  scsi::basic_host<P> host{{.queuecommand = nullptr, .context = this}};
+  scsi::basic_target<P> target;
+  scsi::basic_error_handler<P> handler{host,
+                                       {.abort = nullptr, .recover = &recover, .context = this}};
+  scsi::basic_device<P> dev{host, target, works, {2, 2}};
+};
+
+TEST_CASE("cause for a recovery that comes during one is not forgotten, and all of them end") {
+  hold_on_all_models<scheduled>(
+      "schedule and handle x schedule", {.preemptions = 2},
+      [](auto& s) {
+        s.schedule();
+        (void)s.handler.run_pending();
+      },
+      [](auto& s) {
+        s.schedule();
+        sim::expect(s.handler.failed() == 0, "a command failed that nobody sent");
+      });
+}
+
+TEST_CASE("the handler's thread recovers the host until it is stopped, and sees who stops it") {
+  hold_on_all_models<scheduled>(
+      "handler's thread x schedule and stop", {.preemptions = 2},
+      [](auto& s) {
+        s.handler.run();
+        (void)s.hardware.read();
+      },
+      [](auto& s) {
+        s.schedule();
+        (void)s.host.await_recovery(s.dev);
+        s.hardware.write(2);
+        s.handler.stop();
+      });
+}
+
 /// A driver with a command that the clock has seen three times: with the next its time is over.
 template <class P>
 struct overdue {
@@ -388,6 +459,15 @@ TEST_CASE("a command that is completed when its time is over ends once") {
       });
 }
 
+TEST_CASE("a command whose time is over is the handler's once, who finds it when he looks") {
+  hold_on_all_models<overdue>(
+      "timeout x handler", {.preemptions = 2}, [](auto& s) { s.handler.check_timeouts(); },
+      [](auto& s) {
+        (void)s.handler.failed();
+        (void)s.handler.run_pending();
+      });
+}
+
 TEST_CASE("a command that is sent anew does not take over the time of the one before") {
   hold_on_all_models<overdue>(
       "complete and submit x timeout", {.preemptions = 2},
@@ -424,6 +504,52 @@ struct handled : host_with<P, 1> {
   scsi::basic_error_handler<P> handler{this->host, {.abort = &abort}};
   scsi::basic_command<P> own;
 };
+
+/// The driver answers a command of the handler's own, or has it taken back.
+template <class P>
+struct answering {
+  static int queuecommand(scsi::basic_host<P>& host, scsi::basic_command<P>& item) noexcept {
+    auto& self = *static_cast<answering*>(host.context());
+    const pmgate::scoped_lock guard(self.lock);
+    self.taken = &item;
+    return 0;
+  }
+  void answer() {
+    const pmgate::scoped_lock guard(lock);
+    if (taken == nullptr) return;
+    answered.write(1);
+    host.complete(*taken, scsi::did_error);
+    taken = nullptr;
+  }
+  static void abort(scsi::basic_host<P>& host, scsi::basic_command<P>&) noexcept {
+    auto& self = *static_cast<answering*>(host.context());
+    const pmgate::scoped_lock guard(self.lock);
+    self.taken = nullptr;
+  }
+  void send() {
+    scsi::basic_command<P> own;
+    if (handler.send(dev, own, P::milliseconds(1000)) == status::ok) {
+      sim::expect(answered.read() == 1 && own.result_word() == scsi::did_error, "no answer");
+    } else {
+      sim::expect(own.result_word() == 0, "an answer is not heeded");
+    }
+  }
+  void check() {}
+
+  sim::guarded<int> answered;
+  scsi::basic_command<P>* taken = nullptr;
+  typename P::mutex lock;  // of the driver
+  pm::basic_work_queue<P> works{"kblockd", pm::work_queue_flags::none, 0};
+  scsi::basic_host<P> host{{.queuecommand = &queuecommand, .context = this}};
+  scsi::basic_target<P> target;
+  scsi::basic_error_handler<P> handler{host, {.abort = &abort}};
+  scsi::basic_device<P> dev{host, target, works, {2, 2}};
+};
+
+TEST_CASE("a command of the error handler is answered or aborted, and the answer is seen") {
+  hold_on_all_models<answering>(
+      "send x answer", {.preemptions = 2}, [](auto& s) { s.send(); }, [](auto& s) { s.answer(); });
+}
 
 TEST_CASE("no command of the error handler is with the driver between block and unblock") {
   hold_on_all_models<handled>(
@@ -480,6 +606,62 @@ TEST_CASE("nobody is inside the driver when a pause shuts the hardware down") {
         if (!s.policy.enter_handler()) return;
         (void)s.hardware.read();
         s.policy.leave_handler();
+      });
+}
+
+/// A handler inside a driver that is paused, or for which there is no room.
+template <class P>
+struct handler_inside {
+  handler_inside() { sim::expect(policy.enter_handler(), "a handler was refused"); }
+  void check() {}
+  sim::guarded<int> ring;
+  scsi::basic_host<P> host{{.queuecommand = nullptr}};
+  scsi::basic_pause<P> policy{host, {}};
+};
+
+TEST_CASE("a suspend that is interrupted ends, with a handler inside") {
+  hold_on_all_models<handler_inside>(
+      "suspend x interrupt", {.preemptions = 2},
+      [](auto& s) {
+        sim::expect(s.policy.suspend() == status::again, "somebody has left");
+        sim::expect(s.policy.callers() == 1 && s.policy.is_paused(), "the pause is over");
+      },
+      [](auto& s) {
+        s.policy.interrupt();
+        (void)s.policy.is_paused();
+        (void)s.policy.callers();
+        s.policy.set_error(true);
+      });
+}
+
+TEST_CASE("who waits for room in the ring is woken when there is some, and finds it") {
+  hold_on_all_models<handler_inside>(
+      "handler waits x room", {.preemptions = 2},
+      [](auto& s) {
+        while (s.policy.room_count() == 0) {
+          sim::expect(s.policy.await_room(0), "there is no pause");
+        }
+        (void)s.ring.read();
+        s.policy.leave_handler();
+      },
+      [](auto& s) {
+        s.ring.write(1);
+        s.policy.note_room();
+      });
+}
+
+TEST_CASE("who waits for room in the ring is woken by a suspend, and leaves") {
+  hold_on_all_models<handler_inside>(
+      "handler waits x suspend", {.preemptions = 2},
+      [](auto& s) {
+        while (s.policy.await_room(s.policy.room_count())) {
+        }
+        (void)s.ring.read();
+        s.policy.leave_handler();
+      },
+      [](auto& s) {
+        sim::expect(s.policy.suspend() == status::ok, "the suspend was interrupted");
+        s.ring.write(1);
       });
 }
 

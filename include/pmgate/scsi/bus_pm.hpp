@@ -38,11 +38,12 @@ class basic_scans {
   }
   /// Precondition: one begin() for each.  Blocks: no.
   void end() noexcept {
-    if (under_way() != 0) {
-      count_.publish_add(0U - 1U);
-    } else {
+    if (under_way() == 0) {
       Platform::misuse("end() of a scan that nobody began");
+      return;
     }
+    // [scan.end] release: pairs with [scan.count]; also for the ends before the last one.
+    if (count_.fetch_sub(1, std::memory_order_release) == 1) count_.wake_all();
   }
   /// Sleeps until no scan is under way; those that begin meanwhile included.
   ///
@@ -50,7 +51,7 @@ class basic_scans {
   /// Orders: everything before an end() it waited for happens-before its return.
   /// Blocks: for scans.  Kernel: scsi_complete_async_scans().
   status wait() noexcept {
-    while (const std::uint32_t seen = under_way()) {
+    for (std::uint32_t seen = under_way(); seen != 0; seen = under_way()) {
       if constexpr (!Platform::can_block) {
         Platform::misuse("a wait for scans would never end: there is one thread only");
         return status::again;
@@ -60,7 +61,7 @@ class basic_scans {
     return status::ok;
   }
   [[nodiscard]] std::uint32_t under_way() const noexcept {
-    // [scan.count] acquire: pairs with publish_add() in end(): what was found is there.
+    // [scan.count] acquire: pairs with [scan.end]: what was found is there.
     return count_.load(std::memory_order_acquire);
   }
 

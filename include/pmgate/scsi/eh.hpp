@@ -390,8 +390,9 @@ status basic_error_handler<Platform>::send(device_type& which, command_type& ite
         if (done.wait_until(0, deadline)) continue;
       }
       ops_.abort(host_, item);
-      // [send.aborted] acquire: as [send.done]; completed or aborted, by now it is known.
-      if (done.load(std::memory_order_acquire) == 0) result = status::timed_out;
+      // [send.aborted] relaxed: completed or aborted, by now it is known; the abort has waited
+      // for a complete() under way, which orders the result.
+      if (done.load(std::memory_order_relaxed) == 0) result = status::timed_out;
       break;
     }
   }

@@ -156,9 +156,8 @@ status basic_pause<Platform>::suspend() noexcept {
   pause_ = true;
   while (callers_ != 0 && !interrupted_) {
     waiting_pause_ = true;
-    // [left.seen] acquire: pairs with publish_add() in leave_locked() and interrupt(), which
-    // need the lock.
-    const std::uint32_t seen = left_.load(std::memory_order_acquire);
+    // [left.seen] relaxed: the lock orders it; leave_locked() and interrupt() need it as well.
+    const std::uint32_t seen = left_.load(std::memory_order_relaxed);
     lock_.unlock();
     note_room();
     if constexpr (Platform::can_block) {
