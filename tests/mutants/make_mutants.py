@@ -38,7 +38,8 @@ import check_ordering  # noqa: E402  (the reader of labels)
 # Headers under pmgate/ whose operations are broken, and those taken out again.
 ROOMS = ["percpu_ref*.hpp", "block/*gate*.hpp", "detail/ref_*.hpp", "detail/*gate*.hpp",
          "detail/block/*gate*.hpp", "detail/block/*door*.hpp", "detail/block/*waiter*.hpp",
-         "platform/sharded_counter.hpp", "platform/sim_counter.hpp"]
+         "platform/sharded_counter.hpp", "platform/sim_counter.hpp",
+         "scsi/bus_pm.hpp", "scsi/eh.hpp", "scsi/pause.hpp"]
 # Not here: the disk's state is no part of what the gates promise; of the checked gates
 # checked_interleavings.cpp plants the bugs.
 ELSEWHERE = ["block/checked_gates.hpp", "block/queue_gate.hpp",
@@ -394,8 +395,12 @@ class Mutator:
                 first = self.number(name, "lost wake", m.start())
                 self.number(name, "touched", m.start())
                 self.number(name, "woken first", m.start())
-                self.before(begin, "::pmgate_mutants::publishing(")
-                self.after(m.start(), f", {first})")
+                if self.code.startswith("->", m.start()):
+                    self.before(begin, "::pmgate_mutants::publishing(*")
+                    self.replace(m.start(), m.start() + 2, f", {first}).")
+                else:
+                    self.before(begin, "::pmgate_mutants::publishing(")
+                    self.after(m.start(), f", {first})")
                 continue
             statement = self.statement_of(begin, end)
             if statement is None:

@@ -8,6 +8,7 @@
 //
 //   mutants <equivalent.txt>            all mutants
 //   mutants <equivalent.txt> <text>...  those whose name contains one of the texts
+//   mutants <equivalent.txt> -<text>    those whose name does not contain it
 //
 // equivalent.txt has the mutants that break nothing, with the argument.
 //
@@ -152,7 +153,9 @@ std::vector<std::string> read_list(const char* path, bool& good) {
 
 bool wanted(const std::string& name, int argc, char** argv) {
   for (int i = 2; i < argc; ++i) {
-    if (name.find(argv[i]) != name.npos) return true;
+    const bool without = argv[i][0] == '-';
+    const bool found = name.find(argv[i] + (without ? 1 : 0)) != name.npos;
+    if (found != without) return true;
   }
   return argc <= 2;
 }
