@@ -38,19 +38,16 @@ using testing::worker;
 using default_platform = pmgate::default_platform;
 using default_gate = pmgate::freeze_gate;
 
-static_assert(!std::is_copy_constructible_v<default_gate> &&
-              !std::is_copy_assignable_v<default_gate>);
-static_assert(!std::is_move_constructible_v<default_gate> &&
-              !std::is_move_assignable_v<default_gate>);
+static_assert(!std::is_copy_constructible_v<default_gate> && !std::is_copy_assignable_v<default_gate>);
+static_assert(!std::is_move_constructible_v<default_gate> && !std::is_move_assignable_v<default_gate>);
 static_assert(std::is_nothrow_default_constructible_v<default_gate>);
 static_assert(std::is_nothrow_destructible_v<default_gate>);
 static_assert(!std::is_copy_constructible_v<default_gate::ticket>);
 static_assert(std::is_nothrow_move_constructible_v<default_gate::ticket>);
 static_assert(std::is_nothrow_move_assignable_v<default_gate::ticket>);
-static_assert(noexcept(std::declval<default_gate&>().enter()) && noexcept(
-    std::declval<default_gate&>().exit()));
-static_assert(noexcept(std::declval<default_gate&>().freeze()) && noexcept(
-    std::declval<default_gate&>().unfreeze()));
+static_assert(noexcept(std::declval<default_gate&>().enter()) && noexcept(std::declval<default_gate&>().exit()));
+static_assert(noexcept(std::declval<default_gate&>().freeze()) &&
+              noexcept(std::declval<default_gate&>().unfreeze()));
 static_assert(sizeof(default_gate) <= 256);
 static_assert(sizeof(basic_freeze_gate<single_platform>) <= 256);
 
@@ -91,14 +88,14 @@ row read_row(basic_freeze_gate<P>& g) {
   return seen;
 }
 
-#define CHECK_ROW(g, a, b, c, d, e)   \
-  do {                                \
-    const row seen = read_row(g);     \
-    CHECK(seen.normal == (a));        \
-    CHECK(seen.normal_nowait == (b)); \
-    CHECK(seen.pm == (c));            \
-    CHECK(seen.pm_nowait == (d));     \
-    CHECK(seen.try_get == (e));       \
+#define CHECK_ROW(g, a, b, c, d, e)             \
+  do {                                          \
+    const row seen = read_row(g);               \
+    CHECK(seen.normal == (a));                  \
+    CHECK(seen.normal_nowait == (b));           \
+    CHECK(seen.pm == (c));                      \
+    CHECK(seen.pm_nowait == (d));               \
+    CHECK(seen.try_get == (e));                 \
   } while (false)
 
 /// Counts resume requests.
@@ -1065,15 +1062,14 @@ TEST_CASE("where nobody else runs, a call that would wait reports it and returns
   CHECK(log.count() == 0);
 }
 
-TEST_CASE_TEMPLATE("who asked for a resume that is carried out at once gets in", P, ALL_PLATFORMS) {
+TEST_CASE_TEMPLATE("who asked for a resume that is carried out at once gets in", P,
+                   ALL_PLATFORMS) {
   misuse_log log;
   basic_freeze_gate<P> g;
-  g.set_resume_request(
-      [](void* at) noexcept {
-        auto& gate = *static_cast<basic_freeze_gate<P>*>(at);
-        if (gate.pm_only() != 0) gate.clear_pm_only();
-      },
-      &g);
+  g.set_resume_request([](void* at) noexcept {
+    auto& gate = *static_cast<basic_freeze_gate<P>*>(at);
+    if (gate.pm_only() != 0) gate.clear_pm_only();
+  }, &g);
   g.set_pm_only();
 
   CHECK(g.enter() == status::ok);
@@ -1093,12 +1089,10 @@ TEST_CASE("where nobody else runs, a resume that opens nothing is asked for and 
     basic_freeze_gate<single_platform>& gate;
     int& asked;
   } context{g, asked};
-  g.set_resume_request(
-      [](void* at) noexcept {
-        ++static_cast<context_type*>(at)->asked;
-        static_cast<context_type*>(at)->gate.set_runtime_suspended(false);  // is not: no news
-      },
-      &context);
+  g.set_resume_request([](void* at) noexcept {
+    ++static_cast<context_type*>(at)->asked;
+    static_cast<context_type*>(at)->gate.set_runtime_suspended(false);  // is not: no news
+  }, &context);
   g.set_pm_only();
 
   CHECK(g.enter() == status::again);
@@ -1301,8 +1295,7 @@ TEST_CASE_TEMPLATE("right after freeze_wait the memory of a gate may be used for
     if (g->enter() != status::ok) ++wrong;
     inside = g;
     if (rounds % 3 == 0) {
-      if (g->freeze_start() != status::ok ||
-          !g->freeze_wait_until(P::now() + P::milliseconds(60000)))
+      if (g->freeze_start() != status::ok || !g->freeze_wait_until(P::now() + P::milliseconds(60000)))
         ++wrong;
     } else {
       if (g->freeze() != status::ok) ++wrong;

@@ -60,7 +60,8 @@ class basic_frozen;
 /// Limits:   at most 2^30 nested set_pm_only(). A thread that enters a gate
 ///           it froze itself waits for ever.
 template <platform Platform>
-class basic_freeze_gate : private detail::ref_core<Platform, basic_freeze_gate<Platform>> {
+class basic_freeze_gate
+    : private detail::ref_core<Platform, basic_freeze_gate<Platform>> {
  public:
   static_assert(!is_checked<Platform>, "include pmgate/block/checked_gates.hpp");
   /// The count of entries: what a basic_percpu_ref is made of.
@@ -131,17 +132,18 @@ class basic_freeze_gate : private detail::ref_core<Platform, basic_freeze_gate<P
   /// queued and will be resumed with ok or no_device, unless cancel() comes first.
   /// Blocks: no.
   [[nodiscard]] status enter_or_wait(waiter& queued, enter_flags flags = {}) noexcept
-      requires(!is_process_shared<Platform>);
+    requires(!is_process_shared<Platform>);
 
   /// Takes a waiter of this gate out of its queue; what he waited for goes on.
   ///
   /// Returns: true if he will not be resumed any more; false if he has been, or is
   /// about to be.  Blocks: no.
-  [[nodiscard]] bool cancel(waiter& queued) noexcept requires(!is_process_shared<Platform>);
+  [[nodiscard]] bool cancel(waiter& queued) noexcept
+    requires(!is_process_shared<Platform>);
 
   /// `co_await gate.entered(flags)` is enter() for coroutines; needs awaitable.hpp.
   [[nodiscard]] basic_entered<Platform> entered(enter_flags flags = {}) noexcept
-      requires(!is_process_shared<Platform>);
+    requires(!is_process_shared<Platform>);
 
   // -- closing and opening
 
@@ -185,14 +187,15 @@ class basic_freeze_gate : private detail::ref_core<Platform, basic_freeze_gate<P
   /// not_permitted: as freeze_start(). The freeze stays in force when the waiter is
   /// cancelled: unfreeze() undoes it.  Blocks: as freeze_start().
   [[nodiscard]] status freeze_or_wait(waiter& queued) noexcept
-      requires(!is_process_shared<Platform>);
+    requires(!is_process_shared<Platform>);
 
   /// freeze_wait() that queues a waiter: freeze_or_wait() without the freeze.
   [[nodiscard]] status drained_or_wait(waiter& queued) noexcept
-      requires(!is_process_shared<Platform>);
+    requires(!is_process_shared<Platform>);
 
   /// `co_await gate.frozen()` is freeze() for coroutines; needs awaitable.hpp.
-  [[nodiscard]] basic_frozen<Platform> frozen() noexcept requires(!is_process_shared<Platform>);
+  [[nodiscard]] basic_frozen<Platform> frozen() noexcept
+    requires(!is_process_shared<Platform>);
 
   /// Undoes one freeze; the last one opens the gate and wakes who waits.
   ///
@@ -234,7 +237,7 @@ class basic_freeze_gate : private detail::ref_core<Platform, basic_freeze_gate<P
   /// wake-up, outside every lock; null: nobody is asked. To be set before the gate
   /// is used.  Kernel: pm_request_resume() in blk_pm_resume_queue().
   void set_resume_request(resume_fn ask, void* context) noexcept
-      requires(!is_process_shared<Platform>);
+    requires(!is_process_shared<Platform>);
 
   /// Marks the gate dying, for good. By itself it neither stops nor wakes anybody.
   /// Kernel: blk_queue_flag_set(QUEUE_FLAG_DYING).
@@ -278,7 +281,8 @@ class basic_freeze_gate : private detail::ref_core<Platform, basic_freeze_gate<P
   static constexpr std::uint32_t drained = 1;
 
   static bool passes(std::uint32_t pm, enter_flags flags) noexcept {
-    return (pm & ~suspended_bit) == 0 || (has(flags, enter_flags::pm) && (pm & suspended_bit) == 0);
+    return (pm & ~suspended_bit) == 0 ||
+           (has(flags, enter_flags::pm) && (pm & suspended_bit) == 0);
   }
 
   /// What is left to do once every lock has been left.
@@ -317,7 +321,7 @@ class basic_freeze_gate : private detail::ref_core<Platform, basic_freeze_gate<P
   typename Platform::wait_word door_{0};          // counts what may let enterers in
   typename Platform::wait_word drain_{no_drain};  // whether the count reached zero
   typename Platform::mutex waiters_lock_;         // of what follows; taken inside freeze_lock_
-  detail::waiter_chain<Platform> enterers_[2];    // PM requests, and others
+  detail::waiter_chain<Platform> enterers_[2];  // PM requests, and others
   detail::drain_waiters<Platform> freezers_;
   resume_fn resume_ = nullptr;
   void* resume_context_ = nullptr;
@@ -350,8 +354,7 @@ inline bool basic_freeze_gate<Platform>::try_enter(enter_flags flags) noexcept {
   // was taken: either the freeze that follows a set_pm_only() waits for this reference, or
   // the reference was taken after that freeze was undone and the value is seen.
   const std::uint32_t pm = pm_.load(std::memory_order_acquire);
-  if (passes(pm, flags)) [[likely]]
-    return true;
+  if (passes(pm, flags)) [[likely]] return true;
   return refuse();
 }
 

@@ -106,7 +106,7 @@ struct gate_kind<Gate, Platform> {
 };
 
 template <class Gate, platform Platform>
-requires(quiescing_gate<Gate> && !freezing_gate<Gate>) struct gate_kind<Gate, Platform> {
+struct dispatch_kind {
   using type = Gate;
   static status start(Gate& gate) noexcept { return gate.quiesce_nowait(), status::ok; }
   static status drain(Gate& gate, const typename Platform::duration*) noexcept {
@@ -115,6 +115,10 @@ requires(quiescing_gate<Gate> && !freezing_gate<Gate>) struct gate_kind<Gate, Pl
   static void open(Gate& gate) noexcept { static_cast<void>(gate.unquiesce()); }
   static void abandon(Gate&) noexcept {}
 };
+
+template <class Gate, platform Platform>
+  requires(quiescing_gate<Gate> && !freezing_gate<Gate>)
+struct gate_kind<Gate, Platform> : dispatch_kind<Gate, Platform> {};
 
 template <class Gate, platform Platform>
 struct gate_kind<pm::pm_only<Gate>, Platform> {
@@ -132,20 +136,12 @@ struct gate_kind<pm::pm_only<Gate>, Platform> {
 };
 
 template <class Gate, platform Platform>
-struct gate_kind<pm::dispatch_of<Gate>, Platform> {
-  using type = Gate;
-  static status start(Gate& gate) noexcept { return gate.quiesce_nowait(), status::ok; }
-  static status drain(Gate& gate, const typename Platform::duration*) noexcept {
-    return gate.wait_quiesced();
-  }
-  static void open(Gate& gate) noexcept { static_cast<void>(gate.unquiesce()); }
-  static void abandon(Gate&) noexcept {}
-};
+struct gate_kind<pm::dispatch_of<Gate>, Platform> : dispatch_kind<Gate, Platform> {};
 
 /// A class device, or a driver: what resume() says is what is told.
 template <class Gate, platform Platform>
-requires(!freezing_gate<Gate> && !quiescing_gate<Gate> &&
-         (quiescing_device<Gate> || suspending_driver<Gate>)) struct gate_kind<Gate, Platform> {
+  requires(!freezing_gate<Gate> && !quiescing_gate<Gate> && gate_like<Gate>)
+struct gate_kind<Gate, Platform> {
   using type = Gate;
   static status close(Gate& gate) noexcept {
     if constexpr (quiescing_device<Gate>) {
