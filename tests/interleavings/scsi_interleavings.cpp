@@ -90,6 +90,14 @@ using two_devices_one_command = host_with<P, 2, 1>;
 
 template <class P>
 using two_commands = host_with<P, 1, 0, 2>;
+/// Somebody may leave it blocked.
+template <class P>
+struct left_blocked : host_with<P, 1> {
+  void check() {
+    (void)this->host.try_unblock(running);
+    host_with<P, 1>::check();
+  }
+};
 /// The second device cannot be blocked.
 template <class P>
 struct one_refusing : host_with<P, 2> {
@@ -172,6 +180,16 @@ TEST_CASE("two who block at once do not disturb each other's commands") {
       [](auto& s) {
         (void)s.host.block();
         (void)s.host.unblock(running);
+      });
+}
+
+TEST_CASE(
+    "a block that is undone and comes again while it is waited for is not waited for in vain") {
+  hold_by_chance<left_blocked>(
+      "submit x block x unblock and block_nowait", {.schedules = 20000}, submit_first,
+      [](auto& s) { (void)s.host.block(); },
+      [](auto& s) {
+        if (s.devices[0]->unblock(running) == status::ok) (void)s.devices[0]->block_nowait();
       });
 }
 

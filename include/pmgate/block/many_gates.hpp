@@ -77,10 +77,12 @@ struct many_gates {
     if constexpr (is_checked<Platform>) {
       return gate.wait_for_sections();
     } else {
-      // [all.opens] acquire: pairs with [open.count]: who sees that it was opened again sees
-      // the depth of then, and does not wait for sections that end without telling.
-      const std::uint32_t opens = gate.opens_.load(std::memory_order_acquire);
-      return gate.depth() > 0 ? gate.wait_for_sections(opens) : status::ok;
+      // [all.ended] acquire: pairs with [end.count].
+      const std::uint32_t ended = gate.ended_.load(std::memory_order_acquire);
+      if (gate.depth() == 0 || gate.nobody_inside(ended)) return status::ok;
+      // Somebody is inside, or the gate was opened and closed again meanwhile: then there are
+      // sections that end without telling, and the sum is exact after a new grace period only.
+      return gate.wait_quiesced();
     }
   }
 
@@ -201,9 +203,9 @@ void quiesce_nowait_all(Range&& gates) noexcept {
 /// wait_quiesced() of every gate, with one grace period for all.
 ///
 /// Precondition: the quiesces stay in force until it returns. If one is undone
-/// meanwhile, nothing is promised of that gate; if it is also quiesced again, this may
-/// wait until that quiesce is undone.
+/// meanwhile, nothing is promised of that gate.
 /// Returns: as wait_quiesced().
+/// Cost: one grace period, and one more for each gate that somebody is inside still.
 template <class Range>
 status wait_quiesced_all(Range&& gates) noexcept {
   using detail::many_gates;
