@@ -731,6 +731,121 @@ TEST_CASE("a removed device forgets its quiesce when it is resumed, and stays re
   CHECK(rig.dev().quiesced_by() == nobody{});
 }
 
+TEST_CASE("a second removal waits for the first one's drain, and unbinds and freezes nothing") {
+  scsi_rig rig;
+  counted_command inside;
+  std::atomic<int> unbound{0};
+  const auto unbind = [](device&, void* context) noexcept {
+    ++*static_cast<std::atomic<int>*>(context);
+  };
+  REQUIRE(rig.dev().submit(inside.item) == status::ok);
+  worker first([&] { CHECK(rig.dev().remove(unbind, &unbound) == status::ok); });
+  CHECK(first.is_blocked());
+  worker second([&] { CHECK(rig.dev().remove(unbind, &unbound) == status::ok); });
+  CHECK(second.is_blocked());
+
+  rig.lld.complete_one();
+  first.join();
+  second.join();
+
+  CHECK(unbound == 1);
+  CHECK(rig.dev().queue().gate().depth() == 1);
+}
+
+TEST_CASE("an upper driver that removes its device again while it lets go of it is told") {
+  scsi_rig rig;
+  status again = status::ok;
+  const auto unbind = [](device& which, void* context) noexcept {
+    *static_cast<status*>(context) = which.remove();
+  };
+
+  CHECK(rig.dev().remove(unbind, &again) == status::ok);
+
+  CHECK(again == status::deadlock);
+  CHECK(rig.misuse.take() == 1);
+  CHECK(rig.dev().state() == device_state::del);
+  CHECK(rig.dev().queue().gate().depth() == 1);
+}
+
+TEST_CASE("removal ends what a stopped device holds, whatever its state says") {
+  scsi_rig rig;
+  counted_command held;
+  REQUIRE(rig.dev().block_nowait() == status::ok);
+  REQUIRE(rig.dev().submit(held.item) == status::ok);
+  REQUIRE(rig.dev().set_state(device_state::running) == status::ok);
+  worker remover([&] { CHECK(rig.dev().remove() == status::ok); });
+  while (rig.dev().queue().gate().depth() == 0) std::this_thread::yield();
+  rig.settle();
+  remover.join();
+
+  CHECK(held.ends == 1);
+  CHECK(held.result() == did_no_connect);
+  CHECK(rig.lld.calls() == 0);
+}
+
+TEST_CASE("a device that is put into DEL by hand is not drained by its removal") {
+  scsi_rig rig({device_state::del});
+
+  CHECK(rig.dev().remove() == status::ok);
+
+  CHECK(rig.dev().queue().gate().depth() == 0);
+}
+
+TEST_CASE("who is let in by a resume may change the device's state") {
+  scsi_rig rig;
+  struct entrant : pmgate::basic_gate_waiter<virtual_platform> {
+    using base = pmgate::basic_gate_waiter<virtual_platform>;
+    explicit entrant(device& which) : base(&enter), where(which) {}
+    static void enter(base& self, status) noexcept {
+      auto& me = static_cast<entrant&>(self);
+      me.changed = me.where.set_state(device_state::offline);
+      me.where.queue().exit();
+    }
+    device& where;
+    status changed = status::busy;
+  } waiter(rig.dev());
+  REQUIRE(rig.dev().quiesce() == status::ok);
+  REQUIRE(rig.dev().queue().gate().enter_or_wait(waiter) == status::in_progress);
+
+  rig.dev().resume();
+
+  CHECK(waiter.changed == status::ok);
+  CHECK(rig.dev().state() == device_state::offline);
+}
+
+TEST_CASE("who waits for a block that is undone may change the device's state") {
+  scsi_rig rig;
+  struct silence : pmgate::basic_gate_waiter<virtual_platform> {
+    using base = pmgate::basic_gate_waiter<virtual_platform>;
+    explicit silence(device& which) : base(&over), where(which) {}
+    static void over(base& self, status) noexcept {
+      auto& me = static_cast<silence&>(self);
+      me.changed = me.where.set_state(device_state::offline);
+    }
+    device& where;
+    status changed = status::busy;
+  } waiter(rig.dev());
+  std::atomic<bool> inside{false};
+  std::atomic<bool> leave{false};
+  rig.lld.on_call = [&](command&) {
+    inside = true;
+    while (!leave) std::this_thread::yield();
+  };
+  counted_command item;
+  worker t1([&] { CHECK(rig.dev().submit(item.item) == status::ok); });
+  while (!inside) std::this_thread::yield();
+  REQUIRE(rig.dev().block_nowait() == status::ok);
+  REQUIRE(rig.dev().queue().sections().quiesced_or_wait(waiter) == status::in_progress);
+
+  CHECK(rig.dev().unblock(device_state::running) == status::ok);
+
+  CHECK(waiter.changed == status::ok);
+  CHECK(rig.dev().state() == device_state::offline);
+  leave = true;
+  t1.join();
+  rig.lld.complete_all();
+}
+
 TEST_CASE("a scan ends running, that of a blocked device blocked") {
   scsi_rig rig({device_state::created, device_state::created_block, device_state::cancel});
 

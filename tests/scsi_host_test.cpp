@@ -5,6 +5,7 @@
 #include <array>
 #include <atomic>
 #include <cstddef>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <thread>
@@ -369,6 +370,161 @@ TEST_CASE("many devices are blocked with one grace period, and none if it is ref
   CHECK(adapter.unblock(running) == status::ok);
 }
 
+/// Somebody does something while a platform that refuses grace periods is asked for one.
+struct interrupted_platform : virtual_platform {
+  static std::function<bool()>& on_synchronize() {
+    static std::function<bool()> hook;
+    return hook;
+  }
+  static bool synchronize() noexcept {
+    if (!on_synchronize()) return virtual_platform::synchronize();
+    return std::exchange(on_synchronize(), nullptr)();
+  }
+};
+
+/// A host with one device whose try_block() is refused after `meanwhile`.
+struct interrupted_rig {
+  using platform = interrupted_platform;
+  explicit interrupted_rig(device_state state) {
+    if (state == created) return;
+    (void)dev.set_state(running);
+    (void)dev.set_state(state);
+  }
+  ~interrupted_rig() {
+    dev.resume();
+    (void)adapter.try_unblock(running);
+    settle();
+  }
+  template <class Meanwhile>
+  void try_block(Meanwhile meanwhile) {
+    platform::on_synchronize() = [&] {
+      meanwhile();
+      return false;
+    };
+    CHECK(adapter.try_block().result == status::not_permitted);
+  }
+  bool delivers() {
+    const int before = calls;
+    if (dev.submit(item, command_flags::nowait) != status::ok) return false;
+    settle();
+    return calls == before + 1;
+  }
+  void settle() {
+    for (int round = 0; round < 34; ++round) {
+      while (works.run_pending()) {
+      }
+      testing::virtual_clock::advance(3);
+    }
+  }
+  static int queuecommand(pmgate::scsi::basic_host<platform>& adapter,
+                          pmgate::scsi::basic_command<platform>& item) noexcept {
+    ++*static_cast<int*>(adapter.context());
+    adapter.complete(item);
+    return 0;
+  }
+  struct fresh_clock {
+    fresh_clock() { testing::virtual_clock::reset(); }
+  } clock;
+  testing::misuse_log misuse;
+  int calls = 0;
+  pmgate::pm::basic_work_queue<platform> works{"kblockd", pmgate::pm::work_queue_flags::none, 0};
+  pmgate::scsi::basic_host<platform> adapter{{&queuecommand, &calls}};
+  pmgate::scsi::basic_target<platform> where;
+  pmgate::scsi::basic_device<platform> dev{adapter, where, works};
+  pmgate::scsi::basic_command<platform> item;
+};
+
+TEST_CASE("a device resumed while a try_block fails is running and takes commands afterwards") {
+  interrupted_rig rig(running);
+  REQUIRE(rig.dev.quiesce() == status::ok);
+
+  rig.try_block([&] { rig.dev.resume(); });
+
+  CHECK(rig.dev.state() == running);
+  CHECK(rig.dev.queue().gate().pm_only() == 0);
+  CHECK(rig.delivers());
+}
+
+TEST_CASE("a device that is quiesced is quiesced again after a try_block that fails") {
+  interrupted_rig rig(running);
+  REQUIRE(rig.dev.quiesce() == status::ok);
+
+  rig.try_block([] {});
+
+  CHECK(rig.dev.state() == quiesce);
+  CHECK_FALSE(rig.dev.is_stopped());
+  rig.dev.resume();
+  CHECK(rig.dev.state() == running);
+}
+
+TEST_CASE("who blocks a device while a try_block fails has it blocked afterwards") {
+  interrupted_rig rig(running);
+
+  rig.try_block([&] { CHECK(rig.adapter.block() == status::ok); });
+
+  CHECK(rig.dev.state() == block);
+  CHECK(rig.dev.is_stopped());
+  CHECK(rig.dev.unblock(running) == status::ok);
+  CHECK(rig.delivers());
+}
+
+TEST_CASE("a scan that ends while a try_block fails leaves the device running") {
+  interrupted_rig scanned(created);
+  interrupted_rig rig(offline);
+
+  scanned.try_block([&] { CHECK(scanned.dev.finish_scan() == status::ok); });
+  rig.try_block([&] { CHECK(rig.dev.finish_scan() == status::ok); });
+
+  CHECK(scanned.dev.state() == running);
+  CHECK(scanned.delivers());
+  CHECK(rig.dev.state() == running);
+  CHECK(rig.delivers());
+}
+
+TEST_CASE("a state that is set while a try_block fails stays, and the queue is started again") {
+  for (const device_state wanted : {running, offline, transport_offline, block, del}) {
+    interrupted_rig rig(running);
+
+    rig.try_block([&] { CHECK(rig.dev.set_state(wanted) == status::ok); });
+
+    CHECK(rig.dev.state() == wanted);
+    CHECK_FALSE(rig.dev.is_stopped());
+  }
+  interrupted_rig forced(created);
+  forced.try_block([&] { forced.dev.force_state(cancel); });
+  CHECK(forced.dev.state() == cancel);
+  CHECK_FALSE(forced.dev.is_stopped());
+}
+
+TEST_CASE("a device unblocked and blocked again while a try_block fails stays blocked") {
+  interrupted_rig rig(running);
+
+  rig.try_block([&] {
+    CHECK(rig.dev.unblock(running) == status::ok);
+    CHECK(rig.dev.block_nowait() == status::ok);
+  });
+
+  CHECK(rig.dev.state() == block);
+  CHECK(rig.dev.is_stopped());
+  CHECK(rig.dev.queue().quiesce_depth() == 1);
+}
+
+TEST_CASE("one try_block at a time: the second waits until the first has undone what it did") {
+  interrupted_rig rig(running);
+  bool second_waited = false;
+  std::optional<worker> second;
+
+  rig.try_block([&] {
+    second.emplace([&] { CHECK(rig.adapter.try_block().result == status::ok); });
+    second_waited = second->is_blocked();
+  });
+  second->join();
+
+  CHECK(second_waited);
+  CHECK(rig.dev.state() == block);
+  CHECK(rig.dev.is_stopped());
+}
+
 TEST_CASE("try_unblock may be called twice, and starts what was left stopped") {
   scsi_rig rig({running, running, created, transport_offline});
   counted_command first, second;
@@ -553,6 +709,95 @@ TEST_CASE("what the driver has completed or refused is not completed with the re
   CHECK(refused.ends == 0);
   rig.finish_all();
   CHECK(refused.ends == 1);
+}
+
+TEST_CASE("a host that is in CANCEL already is removed all the same") {
+  scsi_rig rig({running, block});
+  REQUIRE(rig.adapter.set_state(host_state::cancel) == status::ok);
+
+  CHECK(rig.adapter.remove() == status::ok);
+
+  CHECK(rig.adapter.state() == host_state::del);
+  CHECK(rig.states() == states{del, del});
+}
+
+TEST_CASE("the upper drivers of a host that is removed let go of its devices, each once") {
+  scsi_rig rig({running, running});
+  std::vector<device*> gone;
+  const auto unbind = [](device& which, void* context) noexcept {
+    static_cast<std::vector<device*>*>(context)->push_back(&which);
+  };
+
+  CHECK(rig.adapter.remove(unbind, &gone) == status::ok);
+  CHECK(rig.adapter.remove(unbind, &gone) == status::ok);
+
+  CHECK(gone == std::vector<device*>{&rig.dev(0), &rig.dev(1)});
+}
+
+TEST_CASE("a second removal of a host waits for the devices of the first") {
+  scsi_rig rig;
+  counted_command item;
+  REQUIRE(rig.dev().submit(item.item) == status::ok);
+  worker first([&] { CHECK(rig.adapter.remove() == status::ok); });
+  CHECK(first.is_blocked());
+  worker second([&] { CHECK(rig.adapter.remove() == status::ok); });
+  CHECK(second.is_blocked());
+  CHECK(rig.adapter.state() == host_state::cancel);
+
+  rig.lld.complete_one();
+  first.join();
+  second.join();
+
+  CHECK(rig.adapter.state() == host_state::del);
+  CHECK(rig.dev().queue().gate().depth() == 1);
+}
+
+TEST_CASE("a host removed while it recovers goes on recovering, also if it is removed twice") {
+  scsi_rig rig;
+  REQUIRE(rig.adapter.set_state(host_state::cancel) == status::ok);
+  REQUIRE(rig.adapter.begin_recovery() == status::ok);
+  REQUIRE(rig.adapter.state() == host_state::cancel_recovery);
+
+  CHECK(rig.adapter.remove() == status::ok);
+
+  CHECK(rig.adapter.state() == host_state::del_recovery);
+  CHECK(rig.adapter.is_in_recovery());
+}
+
+TEST_CASE("a removal that is refused the grace period says so, and is made up for by the next") {
+  using testing::deferred_platform;
+  using slow_device = pmgate::scsi::basic_device<deferred_platform>;
+  using slow_command = pmgate::scsi::basic_command<deferred_platform>;
+  struct lld {
+    static int queuecommand(pmgate::scsi::basic_host<deferred_platform>&, slow_command&) noexcept {
+      return 0;
+    }
+  };
+  testing::grace().reset();
+  testing::grace().serve_at_once(true);
+  pmgate::pm::basic_work_queue<deferred_platform> works("kblockd");
+  pmgate::scsi::basic_host<deferred_platform> adapter({&lld::queuecommand});
+  pmgate::scsi::basic_target<deferred_platform> where;
+  slow_device dev(adapter, where, works);
+  slow_command inside, late;
+  int unbound = 0;
+  const auto unbind = [](slow_device&, void* context) noexcept { ++*static_cast<int*>(context); };
+  REQUIRE(dev.set_state(running) == status::ok);
+  REQUIRE(dev.submit(inside) == status::ok);
+
+  testing::grace().refuse(1);
+  CHECK(adapter.remove(unbind, &unbound) == status::not_permitted);
+  CHECK(dev.state() == del);
+  CHECK(adapter.state() == host_state::cancel);
+  CHECK(dev.submit(late) == status::ok);  // not closed, and it fails all the same
+  CHECK(late.result_word() == did_no_connect);
+
+  dev.complete(inside);
+  CHECK(adapter.remove(unbind, &unbound) == status::ok);
+  CHECK(unbound == 1);
+  CHECK(dev.queue().gate().depth() == 1);
+  CHECK(adapter.state() == host_state::del);
+  CHECK(dev.submit(late) == status::no_device);
 }
 
 TEST_CASE("removing a host removes its devices, also while it recovers") {

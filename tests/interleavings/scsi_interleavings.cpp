@@ -106,6 +106,34 @@ struct one_refusing : host_with<P, 2> {
     this->commands[1].refused = true;
   }
 };
+/// The same; the first device is quiesced.
+template <class P>
+struct quiesced_and_refusing : one_refusing<P> {
+  quiesced_and_refusing() { (void)this->devices[0]->quiesce(); }
+  void check() {
+    sim::expect(this->devices[0]->state() == running, "the device is not running");
+    one_refusing<P>::check();
+  }
+};
+/// The same; the first device is still being scanned.
+template <class P>
+struct scanned_and_refusing : one_refusing<P> {
+  scanned_and_refusing() { this->devices[0]->force_state(created); }
+  void check() {
+    sim::expect(this->devices[0]->state() == running, "the device is not running");
+    one_refusing<P>::check();
+  }
+};
+/// The same; somebody else blocks the first device, and it stays so.
+template <class P>
+struct blocked_and_refusing : one_refusing<P> {
+  void check() {
+    sim::expect(this->devices[0]->state() == block && this->devices[0]->is_stopped(),
+                "the device is not blocked");
+    sim::expect(this->devices[0]->unblock(running) == status::ok, "unblock() was refused");
+    one_refusing<P>::check();
+  }
+};
 
 constexpr auto submit_first = [](auto& s) { s.submit(0); };
 constexpr auto submit_second = [](auto& s) { s.submit(1); };
@@ -118,6 +146,14 @@ constexpr auto try_block_and_unblock = [](auto& s) {
   sim::expect(s.host.try_block().result == status::ok, "try_block() was refused");
   s.hardware.write(1);
   sim::expect(s.host.try_unblock(running).result == status::ok, "try_unblock() was refused");
+};
+constexpr auto try_block_in_vain = [](auto& s) {
+  sim::expect(s.host.try_block().result == status::invalid, "try_block() was not refused");
+};
+constexpr auto remove_first = [](auto& s) {
+  sim::expect(s.devices[0]->remove() == status::ok, "remove() was refused");
+  sim::expect(s.devices[0]->busy() == 0, "the driver has a command of a removed device");
+  sim::expect(s.devices[0]->queue().gate().is_frozen(), "a removed device is not drained");
 };
 constexpr auto quiesce_and_resume = [](auto& s) {
   sim::expect(s.devices[0]->quiesce() == status::ok, "quiesce() was refused");
@@ -169,6 +205,23 @@ TEST_CASE("a try_block that is refused loses no command on the way back") {
       });
 }
 
+TEST_CASE("what others do to a device while a try_block fails stays as they wanted it") {
+  hold_on_all_models<quiesced_and_refusing>("submit x try_block, refused x resume",
+                                            {.preemptions = 1}, submit_first, try_block_in_vain,
+                                            [](auto& s) { s.devices[0]->resume(); });
+  hold_on_all_models<blocked_and_refusing>(
+      "submit x try_block, refused x block_nowait", {.preemptions = 2}, submit_first,
+      try_block_in_vain, [](auto& s) {
+        sim::expect(s.devices[0]->block_nowait() == status::ok, "block_nowait() was refused");
+      });
+  hold_on_all_models<scanned_and_refusing>(
+      "try_block, refused x finish_scan x submit", {.preemptions = 2}, try_block_in_vain,
+      [](auto& s) {
+        sim::expect(s.devices[0]->finish_scan() == status::ok, "finish_scan() was refused");
+      },
+      submit_first);
+}
+
 TEST_CASE("two who block at once do not disturb each other's commands") {
   // One unblock undoes both blocks: so neither may rely on silence, and none writes.
   hold_on_all_models<one_device>(
@@ -204,8 +257,25 @@ TEST_CASE("a device that waits for room at the host is not forgotten") {
 }
 
 TEST_CASE("a command to a device that is being removed ends once, or is refused") {
-  hold_on_all_models<one_device>("submit x remove", {.preemptions = 2}, submit_first,
-                                 [](auto& s) { s.devices[0]->remove(); });
+  hold_on_all_models<one_device>("submit x remove", {.preemptions = 2}, submit_first, remove_first);
+}
+
+TEST_CASE("of two removals neither is over before the device is drained") {
+  hold_on_all_models<one_device>("submit x remove x remove", {.preemptions = 1}, submit_first,
+                                 remove_first, remove_first);
+}
+
+TEST_CASE("a removal ends what a block holds, in whatever order they come") {
+  hold_on_all_models<one_device>(
+      "submit x block_nowait, kblockd x remove", {.preemptions = 1}, submit_first,
+      [](auto& s) {
+        (void)s.devices[0]->block_nowait();
+        s.works.run();
+      },
+      [](auto& s) {
+        remove_first(s);
+        s.works.stop();
+      });
 }
 
 // -- the error handler

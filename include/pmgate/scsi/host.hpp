@@ -169,9 +169,12 @@ class basic_host {
   status end_recovery() noexcept;
   /// Removes every device, as basic_device::remove(): CANCEL, and DEL in the end.
   ///
-  /// A host that recovers is removed all the same. A second call does nothing.
+  /// A host that recovers is removed all the same. A second call waits for the first one's
+  /// devices, and does nothing; nor does one for a host in DEL.
+  /// Returns: ok; what a device refused with last: the others are removed, the host stays in
+  /// CANCEL, and the next call goes on from there.
   /// Blocks: as that.  Kernel: scsi_remove_host().
-  void remove() noexcept;
+  status remove(typename device_type::unbind_fn unbind = nullptr, void* context = nullptr) noexcept;
   /// While set the host counts as recovering: a reset is under way.
   ///
   /// Runs nothing; what is held goes out within 3 ms.  Kernel: tmf_in_progress.

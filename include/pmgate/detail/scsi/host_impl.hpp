@@ -246,22 +246,27 @@ bool basic_host<Platform>::await_recovery(const device_type& which) noexcept {
   return is_online(which.state());
 }
 
+/// One that recovers goes on recovering, although the table would let it leave.
 template <platform Platform>
-void basic_host<Platform>::remove() noexcept {
+status basic_host<Platform>::remove(typename device_type::unbind_fn unbind,
+                                    void* context) noexcept {
   {
     const scoped_lock guard(state_lock_);
-    if (state() == host_state::cancel || state() == host_state::cancel_recovery) return;
-    if (change_state(host_state::cancel) != status::ok &&
+    if (state() != host_state::cancel_recovery && change_state(host_state::cancel) != status::ok &&
         change_state(host_state::cancel_recovery) != status::ok) {
-      return;
+      return status::ok;
     }
   }
-  (void)devices_.for_each(&devices::is_not_deleted, [](device_type& entry) {
-    entry.remove();
+  status result = status::ok;
+  (void)devices_.for_each(&devices::is_any, [unbind, context, &result](device_type& entry) {
+    const status removed = entry.remove(unbind, context);
+    if (removed != status::ok) result = removed;
     return status::ok;
   });
+  if (result != status::ok) return result;
   const scoped_lock guard(state_lock_);
   if (change_state(host_state::del) != status::ok) (void)change_state(host_state::del_recovery);
+  return result;
 }
 
 template <platform Platform>
