@@ -520,6 +520,39 @@ TEST_CASE("scenario 25: a device blocked between the two looks at its state is n
   CHECK(dev.sent() == 1);
 }
 
+TEST_CASE("a device removed between the two looks at its state fails the command, as if sent") {
+  using pmgate::scsi::basic_command;
+  using pmgate::scsi::basic_host;
+  struct unwanted {
+    static int queuecommand(basic_host<hooked_platform>& adapter,
+                            basic_command<hooked_platform>& item) noexcept {
+      ++*static_cast<int*>(adapter.context());
+      adapter.complete(item);
+      return 0;
+    }
+  };
+  int calls = 0;
+  virtual_clock::reset();
+  pmgate::pm::basic_work_queue<hooked_platform> works("kblockd");
+  basic_host<hooked_platform> adapter({&unwanted::queuecommand, &calls});
+  pmgate::scsi::basic_target<hooked_platform> where(0, true);  // whose lock is in between
+  pmgate::scsi::basic_device<hooked_platform> dev(adapter, where, works);
+  basic_command<hooked_platform> item;
+  REQUIRE(dev.set_state(device_state::running) == status::ok);
+  bool armed = true;
+  hooked_platform::before_lock() = [&] {
+    if (dev.busy() == 1 && std::exchange(armed, false)) dev.force_state(device_state::del);
+  };
+  REQUIRE(dev.submit(item) == status::ok);
+  hooked_platform::before_lock() = nullptr;
+
+  CHECK_FALSE(armed);
+  CHECK(calls == 0);
+  CHECK(item.result_word() == did_no_connect);
+  CHECK(dev.sent() == 1);
+  CHECK(dev.busy() + adapter.busy() == 0);
+}
+
 TEST_CASE(
     "scenario 26: after device-busy the third attempt gets through, after host-busy the seventh") {
   scsi_rig rig;
@@ -870,6 +903,59 @@ TEST_CASE("a command that is too long for the host ends with DID_ABORT, unsent")
   CHECK(rig.adapter.busy() + rig.dev().busy() == 0);
 }
 
+TEST_CASE("a command the driver was not to see is counted as sent, and ends every countdown") {
+  scsi_rig rig({device_state::running, device_state::running});
+  counted_command refused, too_long, late;
+  rig.lld.refusals = {pmgate::scsi::target_busy};
+  REQUIRE(rig.dev(0).submit(refused.item) == status::ok);
+  REQUIRE(rig.where.blocked() == 3);
+  CHECK(rig.dev(0).sent() == 0);
+
+  too_long.item.set_size(261);
+  CHECK(rig.dev(1).submit(too_long.item) == status::ok);
+  CHECK(rig.where.blocked() == 0);
+  CHECK(rig.dev(1).sent() == 1);
+
+  rig.adapter.force_state(pmgate::scsi::host_state::del);
+  CHECK(rig.dev(1).submit(late.item) == status::ok);
+  CHECK(late.result() == did_no_connect);
+  CHECK(rig.dev(1).sent() == 2);
+  CHECK(rig.adapter.busy() + rig.dev(1).busy() == 0);
+  rig.adapter.force_state(pmgate::scsi::host_state::running);
+  rig.finish_all();
+}
+
+TEST_CASE("a command that is completed twice is reported, and nothing is counted out twice") {
+  scsi_rig rig;
+  counted_command item;
+  REQUIRE(rig.dev().submit(item.item) == status::ok);
+  command* const taken = rig.lld.take_one();
+
+  rig.adapter.complete(*taken);
+  rig.adapter.complete(*taken);
+
+  CHECK(rig.misuse.take() == 1);
+  CHECK(item.ends == 1);
+  CHECK(rig.adapter.busy() == 0);
+  CHECK(rig.dev().busy() == 0);
+}
+
+TEST_CASE("a command that waits to be sent again is not the driver's to complete") {
+  scsi_rig rig;
+  counted_command item;
+  REQUIRE(rig.dev().submit(item.item) == status::ok);
+  command* const taken = rig.lld.take_one();
+
+  rig.adapter.complete(*taken, pmgate::scsi::status_busy);
+  rig.adapter.complete(*taken);
+
+  CHECK(rig.misuse.take() == 1);
+  CHECK(item.ends == 0);
+  CHECK(rig.dev().busy() == 0);
+  rig.finish_all();
+  CHECK(item.ends == 1);
+}
+
 TEST_CASE("a device is asked for its size when it is running and open to everybody") {
   scsi_rig rig({device_state::running, device_state::block});
   CHECK(rig.adapter.rescan(rig.dev(0)) == status::ok);
@@ -896,6 +982,27 @@ TEST_CASE(
   before.lld.complete_all();
   before.dev().resume();
   since.dev().resume();
+}
+
+TEST_CASE("before 5.11 a special command passed whether the queue was runtime-suspended or not") {
+  scsi_rig before({device_state::running}, scsi_generation::v5_7);
+  scsi_rig since;
+  counted_command old_poll, old_pm, new_pm;
+  for (scsi_rig* const each : {&before, &since}) {
+    REQUIRE(each->dev().quiesce() == status::ok);
+    each->dev().queue().gate().set_runtime_suspended(true);
+  }
+
+  CHECK(before.dev().submit(old_poll.item, special | nowait) == status::ok);
+  CHECK(before.dev().submit(old_pm.item, pm | nowait) == status::ok);
+  CHECK(since.dev().submit(new_pm.item, pm | nowait) == status::again);
+
+  before.lld.complete_all();
+  CHECK(old_poll.ends + old_pm.ends == 2);
+  for (scsi_rig* const each : {&before, &since}) {
+    each->dev().queue().gate().set_runtime_suspended(false);
+    each->dev().resume();
+  }
 }
 
 TEST_CASE("before 5.11 a device that is being scanned took special commands only") {

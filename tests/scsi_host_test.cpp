@@ -537,9 +537,37 @@ TEST_CASE("try_unblock may be called twice, and starts what was left stopped") {
   CHECK(rig.adapter.try_unblock(running).result == status::ok);
   CHECK(rig.adapter.try_unblock(running).result == status::ok);
 
-  CHECK(rig.states() == states{running, running, created, transport_offline});
+  CHECK(rig.states() == states{running, running, created, running});
   rig.finish_all();
   CHECK(first.ends + second.ends == 2);
+}
+
+TEST_CASE("try_unblock brings back what it has made transport-offline") {
+  scsi_rig rig({running, created});
+  REQUIRE(rig.adapter.try_block().result == status::ok);
+
+  CHECK(rig.adapter.try_unblock(transport_offline).result == status::ok);
+  CHECK(rig.states() == states{transport_offline, transport_offline});
+  CHECK(rig.adapter.try_unblock(running).result == status::ok);
+
+  CHECK(rig.states() == states{running, running});
+}
+
+TEST_CASE("try_unblock ends what is held by a blocked device that was put into DEL") {
+  scsi_rig rig;
+  counted_command held;
+  REQUIRE(rig.adapter.block() == status::ok);
+  REQUIRE(rig.dev().submit(held.item) == status::ok);
+  REQUIRE(rig.dev().set_state(del) == status::ok);
+
+  CHECK(rig.adapter.try_unblock(running).result == status::ok);
+  rig.settle();
+
+  CHECK(rig.dev().state() == del);
+  CHECK_FALSE(rig.dev().is_stopped());
+  CHECK(held.ends == 1);
+  CHECK(held.result() == did_no_connect);
+  CHECK(rig.lld.calls() == 0);
 }
 
 TEST_CASE("stress: a device may be destroyed while the host's devices are walked") {
@@ -898,6 +926,40 @@ TEST_CASE("scenario 30: a reset under way holds commands, and they go out soon a
 
   CHECK(rig.lld.has(normal.item));
   rig.lld.complete_all();
+}
+
+TEST_CASE("what is sent again during a recovery stays where it is until the recovery ends") {
+  using enum host_state;
+  struct way {
+    void (*begin)(host&);
+    void (*end)(host&);
+  };
+  const way ways[] = {
+      {[](host& h) { (void)h.begin_recovery(); }, [](host& h) { (void)h.end_recovery(); }},
+      {[](host& h) { (void)h.begin_recovery(); },
+       [](host& h) { (void)h.set_state(host_state::running); }},
+      {[](host& h) { h.force_state(recovery); }, [](host& h) { h.force_state(cancel); }},
+      {[](host& h) { h.set_resetting(true); }, [](host& h) { h.set_resetting(false); }},
+  };
+  for (const way& each : ways) {
+    scsi_rig rig;
+    counted_command retried, waiting;
+    REQUIRE(rig.dev().submit(retried.item) == status::ok);
+    each.begin(rig.adapter);
+    rig.lld.complete_one(pmgate::scsi::status_busy);
+    REQUIRE(rig.dev().set_state(device_state::offline) == status::ok);
+    CHECK(rig.dev().submit(waiting.item) == status::ok);
+    rig.settle();
+    CHECK(waiting.result() == did_no_connect);  // the state is looked at before the recovery
+    CHECK(retried.ends == 0);
+
+    each.end(rig.adapter);
+    rig.settle();
+
+    CHECK(retried.ends == 1);
+    CHECK(retried.result() == did_no_connect);
+    CHECK(rig.lld.calls() == 1);
+  }
 }
 
 TEST_CASE("a host that is being removed recovers, and goes on being removed") {

@@ -39,7 +39,9 @@ struct host_with {
     bool refused = false;
   };
 
-  host_with() {
+  using driver_fn = int (*)(scsi::basic_host<P>&, scsi::basic_command<P>&) noexcept;
+  explicit host_with(driver_fn driver = &queuecommand)
+      : host({.queuecommand = driver, .context = this, .can_queue = HostQueue}) {
     for (auto& each : devices) each.emplace(host, target, works, scsi::device_limits{2, 2});
     for (auto& each : devices) (void)each->set_state(running);
   }
@@ -75,8 +77,7 @@ struct host_with {
 
   sim::guarded<int> hardware;
   pm::basic_work_queue<P> works{"kblockd", pm::work_queue_flags::none, 0};
-  scsi::basic_host<P> host{
-      {.queuecommand = &queuecommand, .context = this, .can_queue = HostQueue}};
+  scsi::basic_host<P> host;
   scsi::basic_target<P> target;
   sent commands[Commands];
   std::optional<scsi::basic_device<P>> devices[Devices];
@@ -276,6 +277,31 @@ TEST_CASE("a removal ends what a block holds, in whatever order they come") {
         remove_first(s);
         s.works.stop();
       });
+}
+
+/// The driver's first answer is BUSY: the command is sent again.
+template <class P>
+struct busy_once : host_with<P, 1> {
+  static int queuecommand(scsi::basic_host<P>& host, scsi::basic_command<P>& item) noexcept {
+    auto& self = *static_cast<busy_once*>(static_cast<host_with<P, 1>*>(host.context()));
+    self.host.complete(item, ++self.calls == 1 ? scsi::status_busy : 0);
+    return 0;
+  }
+  busy_once() : host_with<P, 1>(&queuecommand) {}
+  int calls = 0;
+};
+
+TEST_CASE("a command that is sent again while a recovery begins or ends is not lost") {
+  hold_on_all_models<busy_once>("submit, sent again x recovery", {.preemptions = 2}, submit_first,
+                                [](auto& s) {
+                                  (void)s.host.begin_recovery();
+                                  (void)s.host.end_recovery();
+                                });
+  hold_on_all_models<busy_once>("submit, sent again x reset", {.preemptions = 2}, submit_first,
+                                [](auto& s) {
+                                  s.host.set_resetting(true);
+                                  s.host.set_resetting(false);
+                                });
 }
 
 // -- the error handler

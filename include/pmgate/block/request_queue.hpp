@@ -147,6 +147,8 @@ class basic_request_queue : public basic_queue_gate<Platform> {
   void requeue(request_type& rq, bool kick = true) noexcept;
   /// Has what was requeued offered again.  Kernel: blk_mq_kick_requeue_list().
   void kick_requeued() noexcept { dispatch_.kick_requeued(); }
+  /// kick_requeued(), but nothing at all if there is nothing requeued.
+  void kick_if_requeued() noexcept { dispatch_.kick_if_requeued(); }
 
   // -- dispatch
 

@@ -87,7 +87,7 @@ class basic_device {
   ///
   /// Status BUSY and TASK SET FULL, and DID_RESET if it asked for that, send it again
   /// instead; RESERVATION CONFLICT is reported as 0x118. Ends the countdowns of device,
-  /// target and host.
+  /// target and host. While the host recovers what is sent again is kept back.
   /// Precondition: queuecommand has taken it, or is being called for it.
   /// Blocks: no, unless the callback does.  Kernel: scsi_done().
   void complete(command_type& item, int result_word = 0) noexcept;
@@ -199,7 +199,8 @@ class basic_device {
   [[nodiscard]] int blocked() const noexcept { return count_.blocked(); }
   /// Commands the driver has.
   [[nodiscard]] int busy() const noexcept { return count_.busy(); }
-  /// Commands the driver was offered and did not refuse.  Kernel: iorequest_cnt.
+  /// Commands that got as far as the driver and were not put back, those included that it
+  /// was not to see: too long, or the device or host gone.  Kernel: iorequest_cnt.
   [[nodiscard]] std::uint32_t sent() const noexcept {
     // [sent.read] relaxed: a number, not a message.
     return sent_.load(std::memory_order_relaxed);
@@ -230,6 +231,7 @@ class basic_device {
   dispatch_status check_state(const command_type& item) noexcept;
   dispatch_status send(command_type& item) noexcept;
   dispatch_status hand_over(command_type& item) noexcept;
+  void send_again(command_type& item) noexcept;
   void finish(command_type& item, int result_word, status outcome = status::ok) noexcept;
   enter_flags prepare(command_type& item, command_flags flags) noexcept;
   status change_state(device_state to) noexcept;

@@ -104,9 +104,10 @@ class basic_host {
   /// Blocks: as block(), and for another try_block().
   [[nodiscard]] block_report try_block() noexcept;
 
-  /// Unblocks what is blocked, and starts every queue that was left stopped.
+  /// Unblocks what is blocked or TRANSPORT_OFFLINE, and starts every queue that was left
+  /// stopped, in whatever state the device is, DEL too.
   ///
-  /// May be called again: a device that is not blocked is left alone, and none refuses.
+  /// May be called again: a device that is neither is left alone, and none refuses.
   /// Returns: ok; invalid for a new state that is neither RUNNING nor TRANSPORT_OFFLINE.
   /// Blocks: no.
   block_report try_unblock(device_state new_state) noexcept;
@@ -145,7 +146,8 @@ class basic_host {
 
   // -- state
 
-  /// Sets the state if the table allows it; runs nothing.
+  /// Sets the state if the table allows it; runs nothing but what was sent again during a
+  /// recovery that is over by this (Kernel: that stays where it is).
   ///
   /// Returns: ok; invalid, and nothing changed.  Blocks: no.
   /// Kernel: scsi_host_set_state().
@@ -177,7 +179,8 @@ class basic_host {
   status remove(typename device_type::unbind_fn unbind = nullptr, void* context = nullptr) noexcept;
   /// While set the host counts as recovering: a reset is under way.
   ///
-  /// Runs nothing; what is held goes out within 3 ms.  Kernel: tmf_in_progress.
+  /// Runs nothing but what was sent again meanwhile; what is held goes out within 3 ms.
+  /// Kernel: tmf_in_progress.
   void set_resetting(bool is_under_way) noexcept;
 
   // -- the driver's side
@@ -224,6 +227,7 @@ class basic_host {
   status block_all_of(target_type* which) noexcept;
   void unblock_all_of(target_type* which, device_state new_state) noexcept;
   status wait_blocked() noexcept;
+  void kick_requeued() noexcept;
   void run_queues() noexcept;
   typename countdown::answer take() noexcept;
   void give() noexcept;

@@ -171,7 +171,7 @@ void basic_device<Platform>::start_blocked(device_state new_state) noexcept {
   {
     const scoped_lock guard(state_lock_);
     const device_state now = state();
-    if (now == block) assign_state(new_state);
+    if (now == block || now == transport_offline) assign_state(new_state);
     if (now == created_block) assign_state(new_state == running ? created : new_state);
     start = take_stop();
   }

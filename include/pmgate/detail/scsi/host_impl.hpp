@@ -63,7 +63,7 @@ typename basic_host<Platform>::block_report basic_host<Platform>::try_unblock(
   if (new_state != device_state::running && new_state != device_state::transport_offline) {
     return {status::invalid};
   }
-  (void)devices_.for_each(&devices::is_not_deleted, [new_state](device_type& entry) {
+  (void)devices_.for_each(&devices::is_any, [new_state](device_type& entry) {
     entry.start_blocked(new_state);
     return status::ok;
   });
@@ -133,8 +133,19 @@ void basic_host<Platform>::unblock_requests() noexcept {
   run_queues();
 }
 
+/// What was sent again during a recovery goes back to its queue.
+template <platform Platform>
+void basic_host<Platform>::kick_requeued() noexcept {
+  if (is_in_recovery()) return;
+  (void)devices_.for_each(&devices::is_any, [](device_type& entry) {
+    entry.queue().kick_if_requeued();
+    return status::ok;
+  });
+}
+
 template <platform Platform>
 void basic_host<Platform>::run_queues() noexcept {
+  kick_requeued();
   (void)devices_.for_each(&devices::is_not_deleted, [](device_type& entry) {
     entry.queue().run();
     return status::ok;
@@ -199,14 +210,22 @@ status basic_host<Platform>::change_state(host_state to) noexcept {
 
 template <platform Platform>
 status basic_host<Platform>::set_state(host_state to) noexcept {
-  const scoped_lock guard(state_lock_);
-  return change_state(to);
+  status result = status::ok;
+  {
+    const scoped_lock guard(state_lock_);
+    result = change_state(to);
+  }
+  kick_requeued();
+  return result;
 }
 
 template <platform Platform>
 void basic_host<Platform>::force_state(host_state to) noexcept {
-  const scoped_lock guard(state_lock_);
-  assign_state(to);
+  {
+    const scoped_lock guard(state_lock_);
+    assign_state(to);
+  }
+  kick_requeued();
 }
 
 template <platform Platform>
@@ -273,6 +292,7 @@ template <platform Platform>
 void basic_host<Platform>::set_resetting(bool is_under_way) noexcept {
   hold(resetting, is_under_way);
   tell_handler();
+  kick_requeued();
 }
 
 template <platform Platform>
