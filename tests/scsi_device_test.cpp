@@ -619,6 +619,21 @@ TEST_CASE("scenario 27: target-busy delays nothing without a limit, and two atte
   limited.finish_all();
 }
 
+TEST_CASE("where the countdown after target-busy begins is for the target to say") {
+  scsi_rig rig;
+  testing::target patient(4, false, 5);
+  device dev(rig.adapter, patient, rig.works);
+  counted_command item;
+  REQUIRE(dev.set_state(device_state::running) == status::ok);
+  rig.lld.refusals = {pmgate::scsi::target_busy};
+
+  REQUIRE(dev.submit(item.item) == status::ok);
+
+  CHECK(patient.blocked() == 5);
+  rig.finish_all();
+  CHECK(item.ends == 1);
+}
+
 TEST_CASE("scenario 28: an unknown answer means host-busy, and the command is sent again") {
   for (const int answer : {-5, 1, pmgate::scsi::eh_retry}) {
     scsi_rig rig;

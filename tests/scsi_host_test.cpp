@@ -4,6 +4,7 @@
 // numbers are those of the scenarios in the specification of SCSI.
 #include <array>
 #include <atomic>
+#include <chrono>
 #include <cstddef>
 #include <functional>
 #include <memory>
@@ -219,10 +220,10 @@ TEST_CASE("scenario 23: blocking waits for the driver's calls under way") {
   rig.lld.complete_all();
 }
 
-TEST_CASE(
-    "scenario 23: stress: between block and unblock the driver is not called, and no command is "
-    "lost") {
+/// Eight threads send commands while the host is blocked and unblocked.
+void race_commands_against_blocks(pmgate::driver_kind kind, int commands_each) {
   struct shared {
+    bool sleeps = false;
     std::atomic<bool> closed{false};
     std::atomic<int> intrusions{0};
     std::atomic<long> delivered{0};
@@ -233,6 +234,7 @@ TEST_CASE(
   struct inline_driver {
     static int queuecommand(real_host& adapter, real_command& item) noexcept {
       auto& state = *static_cast<shared*>(adapter.context());
+      if (state.sleeps) std::this_thread::sleep_for(std::chrono::microseconds(50));
       if (state.closed) ++state.intrusions;
       ++state.delivered;
       adapter.complete(item);
@@ -243,14 +245,15 @@ TEST_CASE(
   std::thread runner([&] { works.run(); });
   std::atomic<long> sent{0};
   {
-    real_host adapter({&inline_driver::queuecommand, &seen});
+    seen.sleeps = kind == pmgate::driver_kind::blocking;
+    real_host adapter(
+        {.queuecommand = &inline_driver::queuecommand, .context = &seen, .kind = kind});
     pmgate::scsi::target where;
     real_device first(adapter, where, works);
     real_device second(adapter, where, works);
     (void)first.set_state(running);
     (void)second.set_state(running);
     constexpr int threads = 8;
-    constexpr int commands_each = 10000;
     std::atomic<int> at_work{threads};
     {
       std::vector<std::unique_ptr<worker>> submitters;
@@ -265,8 +268,10 @@ TEST_CASE(
         }));
       }
       int refused = 0;
+      int blocks = 0;
       while (at_work != 0) {
         if (adapter.block() != status::ok) ++refused;
+        ++blocks;
         seen.closed = true;
         std::this_thread::yield();
         seen.closed = false;
@@ -274,6 +279,7 @@ TEST_CASE(
         std::this_thread::yield();
       }
       CHECK(refused == 0);
+      CHECK(blocks > 10);
     }
     CHECK(sent == threads * commands_each);
     CHECK(seen.intrusions == 0);
@@ -282,6 +288,52 @@ TEST_CASE(
   }
   works.stop();
   runner.join();
+}
+
+TEST_CASE(
+    "scenario 23: stress: between block and unblock the driver is not called, and no command is "
+    "lost") {
+  race_commands_against_blocks(pmgate::driver_kind::nonblocking, 10000);
+}
+
+TEST_CASE("scenario 23: stress: nor is a driver that sleeps in its calls") {
+  race_commands_against_blocks(pmgate::driver_kind::blocking, 100);
+}
+
+TEST_CASE("scenario 23: a driver that may sleep is called by the work queue, and waited for") {
+  scsi_rig rig;
+  std::atomic<bool> inside{false};
+  std::atomic<bool> leave{false};
+  struct sleepy {
+    std::atomic<bool>& inside;
+    std::atomic<bool>& leave;
+    static int queuecommand(host& adapter, command& item) noexcept {
+      auto& self = *static_cast<sleepy*>(adapter.context());
+      self.inside = true;
+      while (!self.leave) std::this_thread::yield();
+      adapter.complete(item);
+      return 0;
+    }
+  } lld{inside, leave};
+  host adapter({.queuecommand = &sleepy::queuecommand,
+                .context = &lld,
+                .kind = pmgate::driver_kind::blocking});
+  device dev(adapter, rig.where, rig.works);
+  counted_command item;
+  REQUIRE(dev.set_state(running) == status::ok);
+
+  CHECK(dev.submit(item.item) == status::ok);  // and does not sleep for the driver
+  CHECK_FALSE(inside);
+  worker kblockd([&] { rig.run_works(); });
+  while (!inside) std::this_thread::yield();
+  worker blocker([&] { CHECK(adapter.block() == status::ok); });
+  CHECK(blocker.is_blocked());
+
+  leave = true;
+  blocker.join();
+  kblockd.join();
+  CHECK(item.ends == 1);
+  CHECK(dev.is_stopped());
 }
 
 // -- all or nothing
@@ -877,7 +929,69 @@ TEST_CASE("what is done to a target leaves the devices of another alone") {
   CHECK(rig.dev().state() == running);
 }
 
+// -- walks
+
+TEST_CASE("a walk visits the devices that are not being removed, in order, up to the first no") {
+  scsi_rig rig({running, cancel, block, del, created});
+  std::vector<device*> seen;
+  const auto note = [&seen](device& which) {
+    seen.push_back(&which);
+    return seen.size() == 2 ? status::busy : status::ok;
+  };
+
+  CHECK(rig.adapter.for_each_device(note) == status::busy);
+  CHECK(seen == std::vector<device*>{&rig.dev(0), &rig.dev(2)});
+  CHECK(rig.adapter.for_each_device(note) == status::ok);
+  CHECK(seen.size() == 5);
+}
+
+TEST_CASE("a device that is visited is not destroyed, and may be quiesced there") {
+  scsi_rig rig;
+  std::unique_ptr<device> owned = std::move(rig.devices.front());
+  rig.devices.clear();
+  std::optional<worker> destroyer;
+
+  const status walked = rig.adapter.for_each_device([&](device& which) {
+    destroyer.emplace([&] { owned.reset(); });
+    CHECK(destroyer->is_blocked());
+    CHECK(which.quiesce() == status::ok);
+    which.resume();
+    return status::ok;
+  });
+  destroyer->join();
+
+  CHECK(walked == status::ok);
+}
+
 // -- states of the host
+
+TEST_CASE("a host may start in CREATED: it dispatches, and does not recover") {
+  scsi_rig rig;
+  host fresh({&testing::driver::queuecommand, &rig.lld}, host_state::created);
+  device dev(fresh, rig.where, rig.works);
+  counted_command item;
+  REQUIRE(dev.set_state(running) == status::ok);
+
+  CHECK(fresh.begin_recovery() == status::invalid);
+  CHECK(dev.submit(item.item) == status::ok);
+  CHECK(rig.lld.complete_one());
+  CHECK(fresh.set_state(host_state::running) == status::ok);
+  CHECK(fresh.begin_recovery() == status::ok);
+}
+
+TEST_CASE("a host that starts recovering holds commands until the recovery ends") {
+  scsi_rig rig;
+  host fresh({&testing::driver::queuecommand, &rig.lld}, host_state::recovery);
+  device dev(fresh, rig.where, rig.works);
+  counted_command item;
+  REQUIRE(dev.set_state(running) == status::ok);
+
+  CHECK(dev.submit(item.item) == status::ok);
+  rig.settle();
+  CHECK(rig.lld.calls() == 0);
+  CHECK(fresh.end_recovery() == status::ok);
+  CHECK(rig.lld.complete_one());
+}
 
 TEST_CASE("scenario 2: a host goes where its table lets it, and no further") {
   scsi_rig rig;

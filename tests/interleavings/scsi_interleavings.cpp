@@ -292,12 +292,12 @@ struct busy_once : host_with<P, 1> {
 };
 
 TEST_CASE("a command that is sent again while a recovery begins or ends is not lost") {
-  hold_on_all_models<busy_once>("submit, sent again x recovery", {.preemptions = 2}, submit_first,
+  hold_on_all_models<busy_once>("submit, sent again x recovery", {.preemptions = 3}, submit_first,
                                 [](auto& s) {
                                   (void)s.host.begin_recovery();
                                   (void)s.host.end_recovery();
                                 });
-  hold_on_all_models<busy_once>("submit, sent again x reset", {.preemptions = 2}, submit_first,
+  hold_on_all_models<busy_once>("submit, sent again x reset", {.preemptions = 3}, submit_first,
                                 [](auto& s) {
                                   s.host.set_resetting(true);
                                   s.host.set_resetting(false);

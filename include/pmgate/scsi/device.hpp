@@ -37,7 +37,7 @@ class device_list;
 
 /// How much a device takes.
 struct device_limits {
-  int depth = 32;       ///< commands the driver has at a time
+  int depth = 32;       ///< commands the driver has at a time; 0: no limit but the tags
   unsigned tags = 64;   ///< commands that have entered; who comes later waits inside
   int max_blocked = 3;  ///< where the countdown after "device busy" begins
 };
@@ -80,7 +80,8 @@ class basic_device {
   /// Sends a command behind what is held; its done callback tells of the end.
   ///
   /// Returns: as execute(), without its end; refused, the callback is not called.
-  /// Blocks: for entry unless nowait.
+  /// Blocks: for entry unless nowait. Not for a driver that may sleep, which the work queue
+  /// calls.
   [[nodiscard]] status submit(command_type& item, command_flags flags = {}) noexcept;
 
   /// Ends a command that the driver has taken.
@@ -174,10 +175,11 @@ class basic_device {
   /// Returns: ok; invalid, and nothing changed.  Blocks: no.  Kernel: scsi_add_lun().
   status finish_scan() noexcept;
 
-  /// Whether the device may be asked for its size and the like.
+  /// Whether the device may be asked for its size and the like, or to wake up by itself.
   ///
   /// Returns: ok; again unless it is RUNNING and open to everybody: who resumes a system
-  /// would wait for himself.  Blocks: no.  Kernel: scsi_rescan_device().
+  /// would wait for himself.
+  /// Blocks: no.  Kernel: the look of scsi_rescan_device() and of scsi_resume_device().
   [[nodiscard]] status check_rescan() const noexcept;
 
   // -- queries; what they say may be over when they return
@@ -197,7 +199,7 @@ class basic_device {
   [[nodiscard]] bool offline_reported() const noexcept;
   /// The countdown after "device busy".  Kernel: device_blocked.
   [[nodiscard]] int blocked() const noexcept { return count_.blocked(); }
-  /// Commands the driver has.
+  /// Commands the driver has, and those just being offered to it.
   [[nodiscard]] int busy() const noexcept { return count_.busy(); }
   /// Commands that got as far as the driver and were not put back, those included that it
   /// was not to see: too long, or the device or host gone.  Kernel: iorequest_cnt.
@@ -285,7 +287,8 @@ basic_device<Platform>::basic_device(host_type& adapter, target_type& behind,
     : host_(adapter),
       target_(behind),
       count_(limits.depth, limits.max_blocked),
-      queue_(typename queue_type::ops_type{&on_request, this}, works, limits.tags, start) {
+      queue_(typename queue_type::ops_type{&on_request, this}, works, limits.tags, start,
+             adapter.kind()) {
   host_.devices_.attach(*this);
 }
 

@@ -14,6 +14,7 @@
 #include <atomic>
 #include <cstdint>
 
+#include <pmgate/block/tag_set.hpp>
 #include <pmgate/detail/scsi/busy_countdown.hpp>
 #include <pmgate/detail/scsi/device_list.hpp>
 #include <pmgate/platform.hpp>
@@ -31,7 +32,8 @@ struct basic_host_template {
   /// again; any other value means host_busy.
   ///
   /// Runs in a dispatch section of the device, outside every lock, also on several
-  /// threads at once. Must not block the host or quiesce a device.
+  /// threads at once. Must not block the host or quiesce a device. For a command of the error
+  /// handler the device's mutex is held: then also nothing that changes its state.
   int (*queuecommand)(basic_host<Platform>& host, basic_command<Platform>& item) noexcept;
   void* context = nullptr;  ///< for queuecommand: host.context()
   /// Whose rules hold: which commands are privileged, which changes of state legal.
@@ -41,6 +43,8 @@ struct basic_host_template {
   unsigned max_command_size = 260;  ///< bytes; longer ones are not sent
   /// Asks a device for its size and the like, if not null; see basic_device::check_rescan().
   void (*rescan)(basic_device<Platform>& which) noexcept = nullptr;
+  /// Whether queuecommand may sleep: then the work queue calls it, not who submits.
+  driver_kind kind = driver_kind::nonblocking;
 };
 
 /// What try_block() or try_unblock() did.
@@ -67,9 +71,13 @@ class basic_host {
   using template_type = basic_host_template<Platform>;
   using block_report = basic_block_report<Platform>;
 
-  /// Starts in state running, without devices.
-  explicit basic_host(const template_type& driver) noexcept
-      : driver_(driver), count_(driver.can_queue, driver.max_blocked) {}
+  /// Without devices. Kernel: a host starts in CREATED, which holds nothing either, but does
+  /// not recover.
+  explicit basic_host(const template_type& driver, host_state start = host_state::running) noexcept
+      : driver_(driver),
+        state_(start),
+        held_(scsi::is_in_recovery(start) ? recovering : 0),
+        count_(driver.can_queue, driver.max_blocked) {}
   ~basic_host();
   basic_host(const basic_host&) = delete;
   basic_host& operator=(const basic_host&) = delete;
@@ -204,17 +212,29 @@ class basic_host {
 
   // -- queries
 
+  /// Calls visit(device) for each device that is not in CANCEL or DEL, in order of their
+  /// creation, up to the first for which it does not return ok.
+  ///
+  /// Holds no lock meanwhile: visit may block, and call any member. The device it is at is not
+  /// destroyed before it has returned, so it must not wait for that.
+  /// Returns: ok, or what stopped it.  Kernel: shost_for_each_device(), scsi_device_get().
+  template <class Visit>
+  status for_each_device(Visit visit) noexcept {
+    return devices_.for_each(&is_gettable, visit);
+  }
+
   [[nodiscard]] host_state state() const noexcept {
     // [host.state] acquire: pairs with [host.set].
     return state_.load(std::memory_order_acquire);
   }
   [[nodiscard]] bool is_in_recovery() const noexcept;
   [[nodiscard]] bool is_self_blocked() const noexcept;
-  /// Commands the driver has.  Kernel: scsi_host_busy().
+  /// Commands the driver has, and those just being offered to it.  Kernel: scsi_host_busy().
   [[nodiscard]] int busy() const noexcept { return count_.busy(); }
   /// The countdown after "host busy".  Kernel: host_blocked.
   [[nodiscard]] int blocked() const noexcept { return count_.blocked(); }
   [[nodiscard]] unsigned max_command_size() const noexcept { return driver_.max_command_size; }
+  [[nodiscard]] driver_kind kind() const noexcept { return driver_.kind; }
   [[nodiscard]] scsi_generation generation() const noexcept { return driver_.generation; }
   [[nodiscard]] void* context() const noexcept { return driver_.context; }
 
@@ -242,8 +262,8 @@ class basic_host {
   status leave_recovery() noexcept;
 
   const template_type driver_;
-  typename Platform::template atomic<host_state> state_{host_state::running};
-  typename Platform::template atomic<std::uint32_t> held_{0};  // why commands wait, as bits
+  typename Platform::template atomic<host_state> state_;
+  typename Platform::template atomic<std::uint32_t> held_;  // why commands wait, as bits
   countdown count_;
   devices devices_;
   typename Platform::mutex state_lock_;  // state_'s writers
