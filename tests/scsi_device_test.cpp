@@ -312,6 +312,28 @@ TEST_CASE("a resume while a quiesce drains changes nothing, and the quiesce succ
   rig.dev().resume();
 }
 
+TEST_CASE("a quiesce with a deadline that passes leaves the device as it was, and open") {
+  scsi_rig rig;
+  counted_command inside, next;
+  REQUIRE(rig.dev().submit(inside.item) == status::ok);
+  const auto soon = virtual_platform::now() + virtual_platform::milliseconds(50);
+
+  CHECK(rig.dev().quiesce_until(soon) == status::timed_out);
+
+  CHECK(virtual_clock::now() == 50);
+  CHECK(rig.dev().state() == device_state::running);
+  CHECK(rig.dev().quiesced_by() == nobody{});
+  CHECK(rig.dev().queue().gate().pm_only() == 0);
+  CHECK(rig.dev().queue().gate().depth() == 0);
+  CHECK(rig.dev().submit(next.item, nowait) == status::ok);
+  rig.lld.complete_all();
+
+  CHECK(rig.dev().quiesce_until(soon) == status::ok);
+  CHECK(rig.dev().state() == device_state::quiesce);
+  CHECK(rig.dev().quiesced_by() == virtual_platform::this_thread());
+  rig.dev().resume();
+}
+
 // -- block and unblock
 
 TEST_CASE("scenario 15: a device blocked while quiesced holds commands until it is unblocked") {

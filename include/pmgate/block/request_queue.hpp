@@ -173,6 +173,9 @@ class basic_request_queue : public basic_queue_gate<Platform> {
   status quiesce() noexcept { return dispatch_.sections().quiesce(); }
   void quiesce_nowait() noexcept { dispatch_.sections().quiesce_nowait(); }
   status wait_quiesced() noexcept { return dispatch_.sections().wait_quiesced(); }
+  [[nodiscard]] status wait_quiesced_until(typename Platform::time_point deadline) noexcept {
+    return dispatch_.sections().wait_quiesced_until(deadline);
+  }
   /// Undoes one quiesce; after the last one what was kept goes out asynchronously.
   ///
   /// Blocks: no.  Kernel: blk_mq_unquiesce_queue().

@@ -48,7 +48,8 @@ struct device_limits {
 ///           by it. Destroy it with no command inside; waits for walks of the host.
 /// Threads:  every member from any thread. Changes of the state and of what belongs to it
 ///           are one step, under a mutex of the device.
-/// Blocking: quiesce(), remove(), execute() and, without nowait, submit().
+/// Blocking: quiesce(), wait_blocked(), remove(), execute() and, without nowait, submit();
+///           the first two have a form with a deadline.
 /// Misuse:   goes to Platform::misuse() and has no effect, quiesce() excepted.
 template <platform Platform>
 class basic_device {
@@ -57,6 +58,7 @@ class basic_device {
   using host_type = basic_host<Platform>;
   using target_type = basic_target<Platform>;
   using queue_type = basic_request_queue<Platform>;
+  using time_point = typename Platform::time_point;
   /// Has the upper driver let go of a device that is being removed.
   using unbind_fn = void (*)(basic_device& which, void* context) noexcept;
 
@@ -132,6 +134,12 @@ class basic_device {
   /// Blocks: without limit.  Kernel: scsi_device_quiesce().
   status quiesce() noexcept;
 
+  /// quiesce() that gives up at the deadline with timed_out: the state is as it was, and the
+  /// entry open again. Nobody gets in meanwhile.
+  ///
+  /// Blocks: until the deadline, and for a grace period.
+  [[nodiscard]] status quiesce_until(time_point deadline) noexcept;
+
   /// Undoes every quiesce: QUIESCE becomes RUNNING, another state stays; the entry opens.
   ///
   /// From any thread; does not start a queue that block_nowait() stopped.
@@ -148,6 +156,10 @@ class basic_device {
   ///
   /// Returns, Blocks: as basic_quiesce_gate::wait_quiesced().
   status wait_blocked() noexcept { return queue_.wait_quiesced(); }
+  /// wait_blocked() that gives up at the deadline with timed_out.
+  [[nodiscard]] status wait_blocked_until(time_point deadline) noexcept {
+    return queue_.wait_quiesced_until(deadline);
+  }
 
   /// Undoes every block: assigns new_state (RUNNING or TRANSPORT_OFFLINE), and starts
   /// the queue if it was stopped.
@@ -236,6 +248,8 @@ class basic_device {
   void send_again(command_type& item) noexcept;
   void finish(command_type& item, int result_word, status outcome = status::ok) noexcept;
   enter_flags prepare(command_type& item, command_flags flags) noexcept;
+  template <class Drain>
+  status quiesce_after(Drain drain) noexcept;
   status change_state(device_state to) noexcept;
   void assign_state(device_state to) noexcept;
   [[nodiscard]] bool take_stop() noexcept;

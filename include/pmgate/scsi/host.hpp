@@ -70,6 +70,7 @@ class basic_host {
   using command_type = basic_command<Platform>;
   using template_type = basic_host_template<Platform>;
   using block_report = basic_block_report<Platform>;
+  using time_point = typename Platform::time_point;
 
   /// Without devices. Kernel: a host starts in CREATED, which holds nothing either, but does
   /// not recover.
@@ -94,6 +95,9 @@ class basic_host {
   /// wait_blocked() of a device, with everything blocked.
   /// Blocks: for calls of queuecommand.  Kernel: scsi_host_block().
   status block() noexcept;
+  /// block() that waits until the deadline at most, and then returns timed_out: everything is
+  /// blocked, and the driver may still be in a call.
+  [[nodiscard]] status block_until(time_point deadline) noexcept;
 
   /// Unblocks every device that is not in CANCEL or DEL; see unblock() there.
   ///
@@ -111,6 +115,9 @@ class basic_host {
   /// Returns: as block(), and who refused.
   /// Blocks: as block(), and for another try_block().
   [[nodiscard]] block_report try_block() noexcept;
+  /// try_block() that waits for calls of queuecommand until the deadline at most: with
+  /// timed_out it has undone what it did.
+  [[nodiscard]] block_report try_block_until(time_point deadline) noexcept;
 
   /// Unblocks what is blocked or TRANSPORT_OFFLINE, and starts every queue that was left
   /// stopped, in whatever state the device is, DEL too.
@@ -244,9 +251,13 @@ class basic_host {
   using countdown = detail::busy_countdown<Platform>;
   using devices = detail::device_list<Platform>;
 
+  template <class Wait>
+  block_report try_block_with(Wait wait) noexcept;
+  status block_devices() noexcept;
   status block_all_of(target_type* which) noexcept;
   void unblock_all_of(target_type* which, device_state new_state) noexcept;
   status wait_blocked() noexcept;
+  status wait_blocked_until(time_point deadline) noexcept;
   void kick_requeued() noexcept;
   void run_queues() noexcept;
   typename countdown::answer take() noexcept;

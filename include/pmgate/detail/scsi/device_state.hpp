@@ -64,7 +64,8 @@ void basic_device<Platform>::force_state(device_state to) noexcept {
 /// The state comes last: what is inside legitimately must not meet it. The grace
 /// period is for a queue that somebody else keeps frozen.
 template <platform Platform>
-status basic_device<Platform>::quiesce() noexcept {
+template <class Drain>
+status basic_device<Platform>::quiesce_after(Drain drain) noexcept {
   {
     const scoped_lock guard(state_lock_);
     if (quiesced_by_ == Platform::this_thread()) return status::ok;
@@ -75,7 +76,7 @@ status basic_device<Platform>::quiesce() noexcept {
   queue_.set_pm_only();
   status result = queue_.freeze_start();
   if (result == status::ok) {
-    result = queue_.freeze_wait();
+    result = drain();
     if (result == status::ok && !Platform::synchronize()) result = status::not_permitted;
     queue_.unfreeze();
   }
@@ -86,6 +87,18 @@ status basic_device<Platform>::quiesce() noexcept {
   }
   if (result != status::ok) queue_.clear_pm_only();
   return result;
+}
+
+template <platform Platform>
+status basic_device<Platform>::quiesce() noexcept {
+  return quiesce_after([this]() noexcept { return queue_.freeze_wait(); });
+}
+
+template <platform Platform>
+status basic_device<Platform>::quiesce_until(time_point deadline) noexcept {
+  return quiesce_after([this, deadline]() noexcept {
+    return queue_.freeze_wait_until(deadline) ? status::ok : status::timed_out;
+  });
 }
 
 template <platform Platform>

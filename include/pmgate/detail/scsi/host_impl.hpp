@@ -21,10 +21,20 @@ namespace pmgate::scsi {
 // -- holding everything
 
 template <platform Platform>
+status basic_host<Platform>::block_devices() noexcept {
+  return devices_.for_each(&is_gettable, [](device_type& entry) { return entry.block_nowait(); });
+}
+
+template <platform Platform>
 status basic_host<Platform>::block() noexcept {
-  const status blocked =
-      devices_.for_each(&is_gettable, [](device_type& entry) { return entry.block_nowait(); });
+  const status blocked = block_devices();
   return blocked == status::ok ? wait_blocked() : blocked;
+}
+
+template <platform Platform>
+status basic_host<Platform>::block_until(time_point deadline) noexcept {
+  const status blocked = block_devices();
+  return blocked == status::ok ? wait_blocked_until(deadline) : blocked;
 }
 
 /// One grace period for all devices.
@@ -34,13 +44,29 @@ status basic_host<Platform>::wait_blocked() noexcept {
 }
 
 template <platform Platform>
+status basic_host<Platform>::wait_blocked_until(time_point deadline) noexcept {
+  return wait_quiesced_all_until(typename devices::stopped_gates(devices_), deadline);
+}
+
+template <platform Platform>
 status basic_host<Platform>::unblock(device_state new_state) noexcept {
   return devices_.for_each(&is_gettable,
                            [new_state](device_type& entry) { return entry.unblock(new_state); });
 }
 
 template <platform Platform>
-typename basic_host<Platform>::block_report basic_host<Platform>::try_block() noexcept {
+auto basic_host<Platform>::try_block() noexcept -> block_report {
+  return try_block_with([this]() noexcept { return wait_blocked(); });
+}
+
+template <platform Platform>
+auto basic_host<Platform>::try_block_until(time_point deadline) noexcept -> block_report {
+  return try_block_with([this, deadline]() noexcept { return wait_blocked_until(deadline); });
+}
+
+template <platform Platform>
+template <class Wait>
+auto basic_host<Platform>::try_block_with(Wait wait) noexcept -> block_report {
   const scoped_lock one_at_a_time(try_lock_);
   block_report report;
   report.result = devices_.for_each(&is_gettable, [&report](device_type& entry) {
@@ -48,7 +74,7 @@ typename basic_host<Platform>::block_report basic_host<Platform>::try_block() no
     if (blocked != status::ok) report.refused = &entry;
     return blocked;
   });
-  if (report.result == status::ok) report.result = wait_blocked();
+  if (report.result == status::ok) report.result = wait();
   const bool undo = report.result != status::ok;
   (void)devices_.for_each(&devices::is_any, [undo](device_type& entry) {
     entry.end_undoably(undo);
