@@ -245,7 +245,8 @@ class basic_device {
   dispatch_status check_state(const command_type& item) noexcept;
   dispatch_status send(command_type& item) noexcept;
   dispatch_status hand_over(command_type& item) noexcept;
-  void send_again(command_type& item) noexcept;
+  [[gnu::noinline]] void end_unsent(command_type& item, bool gone) noexcept;
+  [[gnu::noinline]] void send_again(command_type& item) noexcept;
   void finish(command_type& item, int result_word, status outcome = status::ok) noexcept;
   enter_flags prepare(command_type& item, command_flags flags) noexcept;
   template <class Drain>

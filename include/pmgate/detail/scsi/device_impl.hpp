@@ -222,7 +222,12 @@ dispatch_status basic_device<Platform>::send(command_type& item) noexcept {
   return result;
 }
 
-/// What the driver is not to see ends here, as if the driver had completed it.
+/// What the driver is not to see ends as if the driver had completed it.
+template <platform Platform>
+void basic_device<Platform>::end_unsent(command_type& item, bool gone) noexcept {
+  complete(item, gone ? did_no_connect : did_abort);
+}
+
 template <platform Platform>
 dispatch_status basic_device<Platform>::hand_over(command_type& item) noexcept {
   // [sent.up] relaxed: as [sent.read]. Before the call: afterwards the device may be gone.
@@ -232,8 +237,7 @@ dispatch_status basic_device<Platform>::hand_over(command_type& item) noexcept {
   if (!is_blocked(now)) {
     const bool too_long = item.size_ > host_.max_command_size();
     if (now == device_state::del || too_long || host_.state() == host_state::del) [[unlikely]] {
-      const bool gone = now == device_state::del || !too_long;
-      complete(item, gone ? did_no_connect : did_abort);
+      end_unsent(item, now == device_state::del || !too_long);
       return dispatch_status::ok;
     }
     remember(item, &item);
