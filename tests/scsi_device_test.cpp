@@ -100,6 +100,21 @@ TEST_CASE(
   CHECK(failing.result() == did_no_connect);
 }
 
+TEST_CASE("the offline report outlasts a forced state and an unblock") {
+  scsi_rig rig({device_state::offline, device_state::transport_offline});
+  std::array<counted_command, 2> failing;
+  for (std::size_t n = 0; n < 2; ++n) {
+    REQUIRE(rig.dev(n).submit(failing[n].item) == status::ok);
+    REQUIRE(rig.dev(n).offline_reported());
+    CHECK(rig.dev(n).unblock(device_state::running) == status::ok);
+    CHECK(rig.dev(n).offline_reported());
+  }
+  CHECK(rig.states() == std::vector<device_state>{device_state::offline, device_state::running});
+
+  rig.dev().force_state(device_state::running);
+  CHECK(rig.dev().offline_reported());
+}
+
 // -- quiesce and resume
 
 TEST_CASE("scenario 3: quiesce drains and closes the entry to normal commands, resume opens it") {
@@ -334,6 +349,33 @@ TEST_CASE("a quiesce with a deadline that passes leaves the device as it was, an
   rig.dev().resume();
 }
 
+TEST_CASE("section 6: the state is judged after the drain, whatever it was before") {
+  using enum device_state;
+  struct change {
+    device_state to;
+    status result;
+  };
+  for (const auto& [to, result] :
+       {change{running, status::ok}, change{offline, status::ok}, change{block, status::invalid},
+        change{cancel, status::invalid}, change{del, status::invalid}}) {
+    scsi_rig rig;
+    counted_command inside;
+    REQUIRE(rig.dev().submit(inside.item) == status::ok);
+    status quiesced = status::again;
+    worker t1([&] { quiesced = rig.dev().quiesce(); });
+    REQUIRE(t1.is_blocked());
+
+    rig.dev().force_state(to);
+    rig.lld.complete_one();
+    t1.join();
+
+    CHECK(quiesced == result);
+    CHECK(rig.dev().state() == (result == status::ok ? quiesce : to));
+    CHECK(rig.dev().queue().gate().pm_only() == (result == status::ok ? 1 : 0));
+    rig.dev().resume();
+  }
+}
+
 // -- block and unblock
 
 TEST_CASE("scenario 15: a device blocked while quiesced holds commands until it is unblocked") {
@@ -346,6 +388,7 @@ TEST_CASE("scenario 15: a device blocked while quiesced holds commands until it 
   CHECK(rig.dev().queue().gate().pm_only() == 0);
   counted_command normal;
   CHECK(rig.dev().submit(normal.item) == status::ok);
+  CHECK(rig.dev().queue().freeze_until(virtual_platform::now()) == status::timed_out);  // inside
   rig.settle();
   CHECK(rig.lld.calls() == 0);
   CHECK(normal.ends == 0);
@@ -617,6 +660,48 @@ TEST_CASE("scenario 26: an outstanding command suspends the countdown, its compl
 
   CHECK(rig.lld.has(refused.item));
   rig.lld.complete_all();
+}
+
+TEST_CASE("scenario 26: the same for what the host and the target are busy with") {
+  scsi_rig rig({device_state::running}, scsi_generation::v6_12, 4);
+  for (const int answer : {pmgate::scsi::host_busy, pmgate::scsi::target_busy}) {
+    const bool of_host = answer == pmgate::scsi::host_busy;
+    const auto blocked = [&] { return of_host ? rig.adapter.blocked() : rig.where.blocked(); };
+    counted_command outstanding, refused;
+    REQUIRE(rig.dev().submit(outstanding.item) == status::ok);
+    const int before = rig.lld.calls();
+    rig.lld.refusals = {answer};
+    REQUIRE(rig.dev().submit(refused.item) == status::ok);
+    for (int attempt = 0; attempt < 8; ++attempt) rig.dev().queue().run();
+    CHECK(blocked() == (of_host ? 7 : 3));
+    CHECK(rig.lld.calls() == before + 1);
+
+    rig.lld.complete_one();
+    CHECK(blocked() == 0);
+    rig.settle();
+
+    CHECK(rig.lld.has(refused.item));
+    rig.lld.complete_all();
+  }
+}
+
+TEST_CASE("a command the device has no room for is sent again, and that counts as device-busy") {
+  for (const int answer : {pmgate::scsi::status_busy, pmgate::scsi::status_task_set_full}) {
+    scsi_rig rig;
+    counted_command item;
+    REQUIRE(rig.dev().submit(item.item) == status::ok);
+
+    rig.lld.complete_one(answer);
+    CHECK(item.ends == 0);
+    CHECK(rig.dev().blocked() == 3);
+    rig.run_works();
+    CHECK(rig.lld.calls() == 1);
+    rig.finish_all();
+
+    CHECK(rig.lld.calls() == 2);
+    CHECK(item.ends == 1);
+    CHECK(item.result() == 0);
+  }
 }
 
 TEST_CASE("scenario 27: target-busy delays nothing without a limit, and two attempts with one") {
@@ -999,7 +1084,10 @@ TEST_CASE("a device is asked for its size when it is running and open to everybo
   CHECK(rig.adapter.rescan(rig.dev(1)) == status::again);
   REQUIRE(rig.dev(0).quiesce() == status::ok);
   CHECK(rig.adapter.rescan(rig.dev(0)) == status::again);
+  REQUIRE(rig.dev(0).set_state(device_state::running) == status::ok);
+  CHECK(rig.adapter.rescan(rig.dev(0)) == status::again);  // running, but not for everybody
   rig.dev(0).resume();
+  CHECK(rig.adapter.rescan(rig.dev(0)) == status::ok);
 }
 
 // -- generations
