@@ -316,6 +316,6 @@ basic_device<Platform>::~basic_device() {
 }  // namespace pmgate::scsi
 
 #include <pmgate/detail/scsi/device_impl.hpp>
-#include <pmgate/detail/scsi/device_state.hpp>
+#include <pmgate/detail/scsi/device_state_impl.hpp>
 
 #endif  // PMGATE_SCSI_DEVICE_HPP

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// pmgate/detail/scsi/device_state.hpp - what changes the state of a device, and what
+// pmgate/detail/scsi/device_state_impl.hpp - what changes the state of a device, and what
 // closes and opens its gates.
 //
 // Included by pmgate/scsi/device.hpp, whose members these are. The one rule to know: the
@@ -9,8 +9,8 @@
 //
 // Counterpart: scsi_device_set_state(), scsi_device_quiesce(),
 // scsi_internal_device_block_nowait() and their like of Linux (semantics only).
-#ifndef PMGATE_DETAIL_SCSI_DEVICE_STATE_HPP
-#define PMGATE_DETAIL_SCSI_DEVICE_STATE_HPP
+#ifndef PMGATE_DETAIL_SCSI_DEVICE_STATE_IMPL_HPP
+#define PMGATE_DETAIL_SCSI_DEVICE_STATE_IMPL_HPP
 
 #include <atomic>
 #include <cstdint>
@@ -321,4 +321,4 @@ bool basic_device<Platform>::offline_reported() const noexcept {
 
 }  // namespace pmgate::scsi
 
-#endif  // PMGATE_DETAIL_SCSI_DEVICE_STATE_HPP
+#endif  // PMGATE_DETAIL_SCSI_DEVICE_STATE_IMPL_HPP
