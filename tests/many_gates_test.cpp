@@ -511,6 +511,21 @@ TEST_CASE_TEMPLATE("quiesce_all waits for the sections of each", P, THREADED_PLA
   CHECK(log.count() == 0);
 }
 
+TEST_CASE_TEMPLATE("wait_quiesced_all_until gives up at the deadline", P, ALL_PLATFORMS) {
+  const misuse_log log;
+  std::array<basic_quiesce_gate<P>, 2> gates;
+  REQUIRE(gates[1].try_dispatch());
+  pmgate::quiesce_nowait_all(gates);
+
+  CHECK(pmgate::wait_quiesced_all_until(gates, P::now() + P::milliseconds(1)) ==
+        status::timed_out);
+  gates[1].end_dispatch();
+  CHECK(pmgate::wait_quiesced_all_until(gates, P::now()) == status::ok);
+
+  pmgate::unquiesce_all(gates);
+  CHECK(log.count() == 0);
+}
+
 TEST_CASE("a refused grace period is told and leaves the quiesces in force") {
   const misuse_log log;
   std::array<basic_quiesce_gate<deferred_platform>, 2> gates;

@@ -123,6 +123,23 @@ TEST_CASE_TEMPLATE("34: quiesce waits for the running section, quiesce_nowait do
   CHECK(g.unquiesce());
 }
 
+TEST_CASE_TEMPLATE("a wait with a deadline gives up there, and the quiesce stays in force", P,
+                   ALL_PLATFORMS) {
+  const misuse_log log;
+  basic_quiesce_gate<P> g;
+  REQUIRE(g.try_dispatch());
+  g.quiesce_nowait();
+
+  CHECK(g.wait_quiesced_until(P::now() + P::milliseconds(1)) == status::timed_out);
+  CHECK(g.depth() == 1);
+  CHECK_FALSE(g.try_dispatch());
+
+  g.end_dispatch();
+  CHECK(g.wait_quiesced_until(P::now()) == status::ok);
+  CHECK(g.unquiesce());
+  CHECK(log.count() == 0);
+}
+
 TEST_CASE_TEMPLATE("35: two who quiesce at a time both wait for the section", P,
                    THREADED_PLATFORMS) {
   const misuse_log log;

@@ -100,6 +100,21 @@ TEST_CASE(
   CHECK(failing.result() == did_no_connect);
 }
 
+TEST_CASE("the offline report outlasts a forced state and an unblock") {
+  scsi_rig rig({device_state::offline, device_state::transport_offline});
+  std::array<counted_command, 2> failing;
+  for (std::size_t n = 0; n < 2; ++n) {
+    REQUIRE(rig.dev(n).submit(failing[n].item) == status::ok);
+    REQUIRE(rig.dev(n).offline_reported());
+    CHECK(rig.dev(n).unblock(device_state::running) == status::ok);
+    CHECK(rig.dev(n).offline_reported());
+  }
+  CHECK(rig.states() == std::vector<device_state>{device_state::offline, device_state::running});
+
+  rig.dev().force_state(device_state::running);
+  CHECK(rig.dev().offline_reported());
+}
+
 // -- quiesce and resume
 
 TEST_CASE("scenario 3: quiesce drains and closes the entry to normal commands, resume opens it") {
@@ -312,6 +327,55 @@ TEST_CASE("a resume while a quiesce drains changes nothing, and the quiesce succ
   rig.dev().resume();
 }
 
+TEST_CASE("a quiesce with a deadline that passes leaves the device as it was, and open") {
+  scsi_rig rig;
+  counted_command inside, next;
+  REQUIRE(rig.dev().submit(inside.item) == status::ok);
+  const auto soon = virtual_platform::now() + virtual_platform::milliseconds(50);
+
+  CHECK(rig.dev().quiesce_until(soon) == status::timed_out);
+
+  CHECK(virtual_clock::now() == 50);
+  CHECK(rig.dev().state() == device_state::running);
+  CHECK(rig.dev().quiesced_by() == nobody{});
+  CHECK(rig.dev().queue().gate().pm_only() == 0);
+  CHECK(rig.dev().queue().gate().depth() == 0);
+  CHECK(rig.dev().submit(next.item, nowait) == status::ok);
+  rig.lld.complete_all();
+
+  CHECK(rig.dev().quiesce_until(soon) == status::ok);
+  CHECK(rig.dev().state() == device_state::quiesce);
+  CHECK(rig.dev().quiesced_by() == virtual_platform::this_thread());
+  rig.dev().resume();
+}
+
+TEST_CASE("section 6: the state is judged after the drain, whatever it was before") {
+  using enum device_state;
+  struct change {
+    device_state to;
+    status result;
+  };
+  for (const auto& [to, result] :
+       {change{running, status::ok}, change{offline, status::ok}, change{block, status::invalid},
+        change{cancel, status::invalid}, change{del, status::invalid}}) {
+    scsi_rig rig;
+    counted_command inside;
+    REQUIRE(rig.dev().submit(inside.item) == status::ok);
+    status quiesced = status::again;
+    worker t1([&] { quiesced = rig.dev().quiesce(); });
+    REQUIRE(t1.is_blocked());
+
+    rig.dev().force_state(to);
+    rig.lld.complete_one();
+    t1.join();
+
+    CHECK(quiesced == result);
+    CHECK(rig.dev().state() == (result == status::ok ? quiesce : to));
+    CHECK(rig.dev().queue().gate().pm_only() == (result == status::ok ? 1 : 0));
+    rig.dev().resume();
+  }
+}
+
 // -- block and unblock
 
 TEST_CASE("scenario 15: a device blocked while quiesced holds commands until it is unblocked") {
@@ -324,6 +388,7 @@ TEST_CASE("scenario 15: a device blocked while quiesced holds commands until it 
   CHECK(rig.dev().queue().gate().pm_only() == 0);
   counted_command normal;
   CHECK(rig.dev().submit(normal.item) == status::ok);
+  CHECK(rig.dev().queue().freeze_until(virtual_platform::now()) == status::timed_out);  // inside
   rig.settle();
   CHECK(rig.lld.calls() == 0);
   CHECK(normal.ends == 0);
@@ -520,6 +585,39 @@ TEST_CASE("scenario 25: a device blocked between the two looks at its state is n
   CHECK(dev.sent() == 1);
 }
 
+TEST_CASE("a device removed between the two looks at its state fails the command, as if sent") {
+  using pmgate::scsi::basic_command;
+  using pmgate::scsi::basic_host;
+  struct unwanted {
+    static int queuecommand(basic_host<hooked_platform>& adapter,
+                            basic_command<hooked_platform>& item) noexcept {
+      ++*static_cast<int*>(adapter.context());
+      adapter.complete(item);
+      return 0;
+    }
+  };
+  int calls = 0;
+  virtual_clock::reset();
+  pmgate::pm::basic_work_queue<hooked_platform> works("kblockd");
+  basic_host<hooked_platform> adapter({&unwanted::queuecommand, &calls});
+  pmgate::scsi::basic_target<hooked_platform> where(0, true);  // whose lock is in between
+  pmgate::scsi::basic_device<hooked_platform> dev(adapter, where, works);
+  basic_command<hooked_platform> item;
+  REQUIRE(dev.set_state(device_state::running) == status::ok);
+  bool armed = true;
+  hooked_platform::before_lock() = [&] {
+    if (dev.busy() == 1 && std::exchange(armed, false)) dev.force_state(device_state::del);
+  };
+  REQUIRE(dev.submit(item) == status::ok);
+  hooked_platform::before_lock() = nullptr;
+
+  CHECK_FALSE(armed);
+  CHECK(calls == 0);
+  CHECK(item.result_word() == did_no_connect);
+  CHECK(dev.sent() == 1);
+  CHECK(dev.busy() + adapter.busy() == 0);
+}
+
 TEST_CASE(
     "scenario 26: after device-busy the third attempt gets through, after host-busy the seventh") {
   scsi_rig rig;
@@ -564,6 +662,48 @@ TEST_CASE("scenario 26: an outstanding command suspends the countdown, its compl
   rig.lld.complete_all();
 }
 
+TEST_CASE("scenario 26: the same for what the host and the target are busy with") {
+  scsi_rig rig({device_state::running}, scsi_generation::v6_12, 4);
+  for (const int answer : {pmgate::scsi::host_busy, pmgate::scsi::target_busy}) {
+    const bool of_host = answer == pmgate::scsi::host_busy;
+    const auto blocked = [&] { return of_host ? rig.adapter.blocked() : rig.where.blocked(); };
+    counted_command outstanding, refused;
+    REQUIRE(rig.dev().submit(outstanding.item) == status::ok);
+    const int before = rig.lld.calls();
+    rig.lld.refusals = {answer};
+    REQUIRE(rig.dev().submit(refused.item) == status::ok);
+    for (int attempt = 0; attempt < 8; ++attempt) rig.dev().queue().run();
+    CHECK(blocked() == (of_host ? 7 : 3));
+    CHECK(rig.lld.calls() == before + 1);
+
+    rig.lld.complete_one();
+    CHECK(blocked() == 0);
+    rig.settle();
+
+    CHECK(rig.lld.has(refused.item));
+    rig.lld.complete_all();
+  }
+}
+
+TEST_CASE("a command the device has no room for is sent again, and that counts as device-busy") {
+  for (const int answer : {pmgate::scsi::status_busy, pmgate::scsi::status_task_set_full}) {
+    scsi_rig rig;
+    counted_command item;
+    REQUIRE(rig.dev().submit(item.item) == status::ok);
+
+    rig.lld.complete_one(answer);
+    CHECK(item.ends == 0);
+    CHECK(rig.dev().blocked() == 3);
+    rig.run_works();
+    CHECK(rig.lld.calls() == 1);
+    rig.finish_all();
+
+    CHECK(rig.lld.calls() == 2);
+    CHECK(item.ends == 1);
+    CHECK(item.result() == 0);
+  }
+}
+
 TEST_CASE("scenario 27: target-busy delays nothing without a limit, and two attempts with one") {
   scsi_rig unlimited;
   counted_command first;
@@ -584,6 +724,21 @@ TEST_CASE("scenario 27: target-busy delays nothing without a limit, and two atte
   limited.dev().queue().run();
   CHECK(limited.lld.calls() == 2);
   limited.finish_all();
+}
+
+TEST_CASE("where the countdown after target-busy begins is for the target to say") {
+  scsi_rig rig;
+  testing::target patient(4, false, 5);
+  device dev(rig.adapter, patient, rig.works);
+  counted_command item;
+  REQUIRE(dev.set_state(device_state::running) == status::ok);
+  rig.lld.refusals = {pmgate::scsi::target_busy};
+
+  REQUIRE(dev.submit(item.item) == status::ok);
+
+  CHECK(patient.blocked() == 5);
+  rig.finish_all();
+  CHECK(item.ends == 1);
 }
 
 TEST_CASE("scenario 28: an unknown answer means host-busy, and the command is sent again") {
@@ -731,6 +886,121 @@ TEST_CASE("a removed device forgets its quiesce when it is resumed, and stays re
   CHECK(rig.dev().quiesced_by() == nobody{});
 }
 
+TEST_CASE("a second removal waits for the first one's drain, and unbinds and freezes nothing") {
+  scsi_rig rig;
+  counted_command inside;
+  std::atomic<int> unbound{0};
+  const auto unbind = [](device&, void* context) noexcept {
+    ++*static_cast<std::atomic<int>*>(context);
+  };
+  REQUIRE(rig.dev().submit(inside.item) == status::ok);
+  worker first([&] { CHECK(rig.dev().remove(unbind, &unbound) == status::ok); });
+  CHECK(first.is_blocked());
+  worker second([&] { CHECK(rig.dev().remove(unbind, &unbound) == status::ok); });
+  CHECK(second.is_blocked());
+
+  rig.lld.complete_one();
+  first.join();
+  second.join();
+
+  CHECK(unbound == 1);
+  CHECK(rig.dev().queue().gate().depth() == 1);
+}
+
+TEST_CASE("an upper driver that removes its device again while it lets go of it is told") {
+  scsi_rig rig;
+  status again = status::ok;
+  const auto unbind = [](device& which, void* context) noexcept {
+    *static_cast<status*>(context) = which.remove();
+  };
+
+  CHECK(rig.dev().remove(unbind, &again) == status::ok);
+
+  CHECK(again == status::deadlock);
+  CHECK(rig.misuse.take() == 1);
+  CHECK(rig.dev().state() == device_state::del);
+  CHECK(rig.dev().queue().gate().depth() == 1);
+}
+
+TEST_CASE("removal ends what a stopped device holds, whatever its state says") {
+  scsi_rig rig;
+  counted_command held;
+  REQUIRE(rig.dev().block_nowait() == status::ok);
+  REQUIRE(rig.dev().submit(held.item) == status::ok);
+  REQUIRE(rig.dev().set_state(device_state::running) == status::ok);
+  worker remover([&] { CHECK(rig.dev().remove() == status::ok); });
+  while (rig.dev().queue().gate().depth() == 0) std::this_thread::yield();
+  rig.settle();
+  remover.join();
+
+  CHECK(held.ends == 1);
+  CHECK(held.result() == did_no_connect);
+  CHECK(rig.lld.calls() == 0);
+}
+
+TEST_CASE("a device that is put into DEL by hand is not drained by its removal") {
+  scsi_rig rig({device_state::del});
+
+  CHECK(rig.dev().remove() == status::ok);
+
+  CHECK(rig.dev().queue().gate().depth() == 0);
+}
+
+TEST_CASE("who is let in by a resume may change the device's state") {
+  scsi_rig rig;
+  struct entrant : pmgate::basic_gate_waiter<virtual_platform> {
+    using base = pmgate::basic_gate_waiter<virtual_platform>;
+    explicit entrant(device& which) : base(&enter), where(which) {}
+    static void enter(base& self, status) noexcept {
+      auto& me = static_cast<entrant&>(self);
+      me.changed = me.where.set_state(device_state::offline);
+      me.where.queue().exit();
+    }
+    device& where;
+    status changed = status::busy;
+  } waiter(rig.dev());
+  REQUIRE(rig.dev().quiesce() == status::ok);
+  REQUIRE(rig.dev().queue().gate().enter_or_wait(waiter) == status::in_progress);
+
+  rig.dev().resume();
+
+  CHECK(waiter.changed == status::ok);
+  CHECK(rig.dev().state() == device_state::offline);
+}
+
+TEST_CASE("who waits for a block that is undone may change the device's state") {
+  scsi_rig rig;
+  struct silence : pmgate::basic_gate_waiter<virtual_platform> {
+    using base = pmgate::basic_gate_waiter<virtual_platform>;
+    explicit silence(device& which) : base(&over), where(which) {}
+    static void over(base& self, status) noexcept {
+      auto& me = static_cast<silence&>(self);
+      me.changed = me.where.set_state(device_state::offline);
+    }
+    device& where;
+    status changed = status::busy;
+  } waiter(rig.dev());
+  std::atomic<bool> inside{false};
+  std::atomic<bool> leave{false};
+  rig.lld.on_call = [&](command&) {
+    inside = true;
+    while (!leave) std::this_thread::yield();
+  };
+  counted_command item;
+  worker t1([&] { CHECK(rig.dev().submit(item.item) == status::ok); });
+  while (!inside) std::this_thread::yield();
+  REQUIRE(rig.dev().block_nowait() == status::ok);
+  REQUIRE(rig.dev().queue().sections().quiesced_or_wait(waiter) == status::in_progress);
+
+  CHECK(rig.dev().unblock(device_state::running) == status::ok);
+
+  CHECK(waiter.changed == status::ok);
+  CHECK(rig.dev().state() == device_state::offline);
+  leave = true;
+  t1.join();
+  rig.lld.complete_all();
+}
+
 TEST_CASE("a scan ends running, that of a blocked device blocked") {
   scsi_rig rig({device_state::created, device_state::created_block, device_state::cancel});
 
@@ -755,13 +1025,69 @@ TEST_CASE("a command that is too long for the host ends with DID_ABORT, unsent")
   CHECK(rig.adapter.busy() + rig.dev().busy() == 0);
 }
 
+TEST_CASE("a command the driver was not to see is counted as sent, and ends every countdown") {
+  scsi_rig rig({device_state::running, device_state::running});
+  counted_command refused, too_long, late;
+  rig.lld.refusals = {pmgate::scsi::target_busy};
+  REQUIRE(rig.dev(0).submit(refused.item) == status::ok);
+  REQUIRE(rig.where.blocked() == 3);
+  CHECK(rig.dev(0).sent() == 0);
+
+  too_long.item.set_size(261);
+  CHECK(rig.dev(1).submit(too_long.item) == status::ok);
+  CHECK(rig.where.blocked() == 0);
+  CHECK(rig.dev(1).sent() == 1);
+
+  rig.adapter.force_state(pmgate::scsi::host_state::del);
+  CHECK(rig.dev(1).submit(late.item) == status::ok);
+  CHECK(late.result() == did_no_connect);
+  CHECK(rig.dev(1).sent() == 2);
+  CHECK(rig.adapter.busy() + rig.dev(1).busy() == 0);
+  rig.adapter.force_state(pmgate::scsi::host_state::running);
+  rig.finish_all();
+}
+
+TEST_CASE("a command that is completed twice is reported, and nothing is counted out twice") {
+  scsi_rig rig;
+  counted_command item;
+  REQUIRE(rig.dev().submit(item.item) == status::ok);
+  command* const taken = rig.lld.take_one();
+
+  rig.adapter.complete(*taken);
+  rig.adapter.complete(*taken);
+
+  CHECK(rig.misuse.take() == 1);
+  CHECK(item.ends == 1);
+  CHECK(rig.adapter.busy() == 0);
+  CHECK(rig.dev().busy() == 0);
+}
+
+TEST_CASE("a command that waits to be sent again is not the driver's to complete") {
+  scsi_rig rig;
+  counted_command item;
+  REQUIRE(rig.dev().submit(item.item) == status::ok);
+  command* const taken = rig.lld.take_one();
+
+  rig.adapter.complete(*taken, pmgate::scsi::status_busy);
+  rig.adapter.complete(*taken);
+
+  CHECK(rig.misuse.take() == 1);
+  CHECK(item.ends == 0);
+  CHECK(rig.dev().busy() == 0);
+  rig.finish_all();
+  CHECK(item.ends == 1);
+}
+
 TEST_CASE("a device is asked for its size when it is running and open to everybody") {
   scsi_rig rig({device_state::running, device_state::block});
   CHECK(rig.adapter.rescan(rig.dev(0)) == status::ok);
   CHECK(rig.adapter.rescan(rig.dev(1)) == status::again);
   REQUIRE(rig.dev(0).quiesce() == status::ok);
   CHECK(rig.adapter.rescan(rig.dev(0)) == status::again);
+  REQUIRE(rig.dev(0).set_state(device_state::running) == status::ok);
+  CHECK(rig.adapter.rescan(rig.dev(0)) == status::again);  // running, but not for everybody
   rig.dev(0).resume();
+  CHECK(rig.adapter.rescan(rig.dev(0)) == status::ok);
 }
 
 // -- generations
@@ -781,6 +1107,27 @@ TEST_CASE(
   before.lld.complete_all();
   before.dev().resume();
   since.dev().resume();
+}
+
+TEST_CASE("before 5.11 a special command passed whether the queue was runtime-suspended or not") {
+  scsi_rig before({device_state::running}, scsi_generation::v5_7);
+  scsi_rig since;
+  counted_command old_poll, old_pm, new_pm;
+  for (scsi_rig* const each : {&before, &since}) {
+    REQUIRE(each->dev().quiesce() == status::ok);
+    each->dev().queue().gate().set_runtime_suspended(true);
+  }
+
+  CHECK(before.dev().submit(old_poll.item, special | nowait) == status::ok);
+  CHECK(before.dev().submit(old_pm.item, pm | nowait) == status::ok);
+  CHECK(since.dev().submit(new_pm.item, pm | nowait) == status::again);
+
+  before.lld.complete_all();
+  CHECK(old_poll.ends + old_pm.ends == 2);
+  for (scsi_rig* const each : {&before, &since}) {
+    each->dev().queue().gate().set_runtime_suspended(false);
+    each->dev().resume();
+  }
 }
 
 TEST_CASE("before 5.11 a device that is being scanned took special commands only") {

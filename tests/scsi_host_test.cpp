@@ -4,7 +4,9 @@
 // numbers are those of the scenarios in the specification of SCSI.
 #include <array>
 #include <atomic>
+#include <chrono>
 #include <cstddef>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <thread>
@@ -67,6 +69,8 @@ TEST_CASE("scenario 13: after quiesce, block and unblock normal commands wait fo
   REQUIRE(rig.dev().quiesce() == status::ok);
   CHECK(rig.adapter.block() == status::ok);
   CHECK(rig.dev().state() == block);
+  issuer waiting(rig.dev());
+  CHECK(waiting.is_blocked());
   counted_command privileged;
   CHECK(rig.dev().submit(privileged.item, pm) == status::ok);
   rig.settle();
@@ -78,13 +82,15 @@ TEST_CASE("scenario 13: after quiesce, block and unblock normal commands wait fo
   CHECK(rig.lld.has(privileged.item));
   counted_command refused;
   CHECK(rig.dev().submit(refused.item, command_flags::nowait) == status::again);
+  CHECK(rig.dev().queue().gate().pm_only() == 1);
+  CHECK(waiting.is_blocked());
 
   rig.dev().resume();
   CHECK(rig.dev().state() == running);
-  counted_command normal;
-  CHECK(rig.dev().submit(normal.item) == status::ok);
-  CHECK(rig.lld.has(normal.item));
+  rig.lld.await_taken(2);
+  CHECK(rig.lld.has(waiting.item));
   rig.lld.complete_all();
+  CHECK(waiting.join() == status::ok);
 }
 
 TEST_CASE("scenario 14: before 5.7-rc4 a quiesced device is not blocked and not stopped") {
@@ -106,9 +112,7 @@ TEST_CASE(
   CHECK(rig.adapter.block() == status::ok);
 
   CHECK(rig.states() == states{block, block, created_block, block, block, block, cancel, del});
-  CHECK(rig.dev(5).is_stopped());
-  CHECK_FALSE(rig.dev(6).is_stopped());
-  CHECK_FALSE(rig.dev(7).is_stopped());
+  for (std::size_t n = 0; n < 8; ++n) CHECK(rig.dev(n).is_stopped() == (n < 6));
 }
 
 TEST_CASE("scenario 17: a failing block stops there, waits for nothing and undoes nothing") {
@@ -219,9 +223,41 @@ TEST_CASE("scenario 23: blocking waits for the driver's calls under way") {
 }
 
 TEST_CASE(
-    "scenario 23: stress: between block and unblock the driver is not called, and no command is "
-    "lost") {
+    "a block with a deadline that passes leaves everything blocked, or nothing if it is tried") {
+  scsi_rig rig({running, running});
+  std::atomic<bool> inside{false};
+  std::atomic<bool> leave{false};
+  rig.lld.on_call = [&](command&) {
+    inside = true;
+    while (!leave) std::this_thread::yield();
+  };
+  counted_command item;
+  worker t1([&] { CHECK(rig.dev(1).submit(item.item) == status::ok); });
+  while (!inside) std::this_thread::yield();
+  const auto soon = virtual_platform::now() + virtual_platform::milliseconds(50);
+
+  CHECK(rig.adapter.try_block_until(soon).result == status::timed_out);
+  CHECK(rig.states() == states{running, running});
+  CHECK_FALSE(rig.dev(0).is_stopped());
+  CHECK(rig.adapter.block_until(soon) == status::timed_out);
+  CHECK(rig.states() == states{block, block});
+  CHECK(rig.dev(1).wait_blocked_until(soon) == status::timed_out);
+
+  leave = true;
+  t1.join();
+  CHECK(rig.dev(1).wait_blocked_until(soon) == status::ok);
+  CHECK(rig.adapter.try_block_until(soon).result == status::ok);
+  CHECK(rig.adapter.block_until(soon) == status::ok);
+  CHECK(rig.states() == states{block, block});
+  CHECK(rig.adapter.unblock(running) == status::ok);
+  rig.lld.complete_all();
+}
+
+/// Eight threads send commands, at least so many, while the host is blocked and unblocked, at
+/// least ten times.
+void race_commands_against_blocks(pmgate::driver_kind kind, int commands_each) {
   struct shared {
+    bool sleeps = false;
     std::atomic<bool> closed{false};
     std::atomic<int> intrusions{0};
     std::atomic<long> delivered{0};
@@ -232,6 +268,7 @@ TEST_CASE(
   struct inline_driver {
     static int queuecommand(real_host& adapter, real_command& item) noexcept {
       auto& state = *static_cast<shared*>(adapter.context());
+      if (state.sleeps) std::this_thread::sleep_for(std::chrono::microseconds(50));
       if (state.closed) ++state.intrusions;
       ++state.delivered;
       adapter.complete(item);
@@ -240,24 +277,28 @@ TEST_CASE(
   };
   pmgate::pm::work_queue works("kblockd", pmgate::pm::work_queue_flags::none, 0);
   std::thread runner([&] { works.run(); });
+  std::atomic<long> tried{0};
   std::atomic<long> sent{0};
   {
-    real_host adapter({&inline_driver::queuecommand, &seen});
+    seen.sleeps = kind == pmgate::driver_kind::blocking;
+    real_host adapter(
+        {.queuecommand = &inline_driver::queuecommand, .context = &seen, .kind = kind});
     pmgate::scsi::target where;
     real_device first(adapter, where, works);
     real_device second(adapter, where, works);
     (void)first.set_state(running);
     (void)second.set_state(running);
     constexpr int threads = 8;
-    constexpr int commands_each = 10000;
     std::atomic<int> at_work{threads};
+    std::atomic<int> blocks{0};
     {
       std::vector<std::unique_ptr<worker>> submitters;
       for (int n = 0; n < threads; ++n) {
         real_device& where_to = n % 2 == 0 ? first : second;
         submitters.push_back(std::make_unique<worker>([&] {
           real_command item;
-          for (int i = 0; i < commands_each; ++i) {
+          for (int i = 0; i < commands_each || blocks < 10; ++i) {
+            ++tried;
             if (where_to.execute(item) == status::ok && item.result_word() == 0) ++sent;
           }
           --at_work;
@@ -266,6 +307,7 @@ TEST_CASE(
       int refused = 0;
       while (at_work != 0) {
         if (adapter.block() != status::ok) ++refused;
+        ++blocks;
         seen.closed = true;
         std::this_thread::yield();
         seen.closed = false;
@@ -274,13 +316,59 @@ TEST_CASE(
       }
       CHECK(refused == 0);
     }
-    CHECK(sent == threads * commands_each);
+    CHECK(sent == tried);
     CHECK(seen.intrusions == 0);
     CHECK(seen.delivered == sent);
     CHECK(adapter.busy() == 0);
   }
   works.stop();
   runner.join();
+}
+
+TEST_CASE(
+    "scenario 23: stress: between block and unblock the driver is not called, and no command is "
+    "lost") {
+  race_commands_against_blocks(pmgate::driver_kind::nonblocking, 10000);
+}
+
+TEST_CASE("scenario 23: stress: nor is a driver that sleeps in its calls") {
+  race_commands_against_blocks(pmgate::driver_kind::blocking, 25);
+}
+
+TEST_CASE("scenario 23: a driver that may sleep is called by the work queue, and waited for") {
+  scsi_rig rig;
+  std::atomic<bool> inside{false};
+  std::atomic<bool> leave{false};
+  struct sleepy {
+    std::atomic<bool>& inside;
+    std::atomic<bool>& leave;
+    static int queuecommand(host& adapter, command& item) noexcept {
+      auto& self = *static_cast<sleepy*>(adapter.context());
+      self.inside = true;
+      while (!self.leave) std::this_thread::yield();
+      adapter.complete(item);
+      return 0;
+    }
+  } lld{inside, leave};
+  host adapter({.queuecommand = &sleepy::queuecommand,
+                .context = &lld,
+                .kind = pmgate::driver_kind::blocking});
+  device dev(adapter, rig.where, rig.works);
+  counted_command item;
+  REQUIRE(dev.set_state(running) == status::ok);
+
+  CHECK(dev.submit(item.item) == status::ok);  // and does not sleep for the driver
+  CHECK_FALSE(inside);
+  worker kblockd([&] { rig.run_works(); });
+  while (!inside) std::this_thread::yield();
+  worker blocker([&] { CHECK(adapter.block() == status::ok); });
+  CHECK(blocker.is_blocked());
+
+  leave = true;
+  blocker.join();
+  kblockd.join();
+  CHECK(item.ends == 1);
+  CHECK(dev.is_stopped());
 }
 
 // -- all or nothing
@@ -369,6 +457,161 @@ TEST_CASE("many devices are blocked with one grace period, and none if it is ref
   CHECK(adapter.unblock(running) == status::ok);
 }
 
+/// Somebody does something while a platform that refuses grace periods is asked for one.
+struct interrupted_platform : virtual_platform {
+  static std::function<bool()>& on_synchronize() {
+    static std::function<bool()> hook;
+    return hook;
+  }
+  static bool synchronize() noexcept {
+    if (!on_synchronize()) return virtual_platform::synchronize();
+    return std::exchange(on_synchronize(), nullptr)();
+  }
+};
+
+/// A host with one device whose try_block() is refused after `meanwhile`.
+struct interrupted_rig {
+  using platform = interrupted_platform;
+  explicit interrupted_rig(device_state state) {
+    if (state == created) return;
+    (void)dev.set_state(running);
+    (void)dev.set_state(state);
+  }
+  ~interrupted_rig() {
+    dev.resume();
+    (void)adapter.try_unblock(running);
+    settle();
+  }
+  template <class Meanwhile>
+  void try_block(Meanwhile meanwhile) {
+    platform::on_synchronize() = [&] {
+      meanwhile();
+      return false;
+    };
+    CHECK(adapter.try_block().result == status::not_permitted);
+  }
+  bool delivers() {
+    const int before = calls;
+    if (dev.submit(item, command_flags::nowait) != status::ok) return false;
+    settle();
+    return calls == before + 1;
+  }
+  void settle() {
+    for (int round = 0; round < 34; ++round) {
+      while (works.run_pending()) {
+      }
+      testing::virtual_clock::advance(3);
+    }
+  }
+  static int queuecommand(pmgate::scsi::basic_host<platform>& adapter,
+                          pmgate::scsi::basic_command<platform>& item) noexcept {
+    ++*static_cast<int*>(adapter.context());
+    adapter.complete(item);
+    return 0;
+  }
+  struct fresh_clock {
+    fresh_clock() { testing::virtual_clock::reset(); }
+  } clock;
+  testing::misuse_log misuse;
+  int calls = 0;
+  pmgate::pm::basic_work_queue<platform> works{"kblockd", pmgate::pm::work_queue_flags::none, 0};
+  pmgate::scsi::basic_host<platform> adapter{{&queuecommand, &calls}};
+  pmgate::scsi::basic_target<platform> where;
+  pmgate::scsi::basic_device<platform> dev{adapter, where, works};
+  pmgate::scsi::basic_command<platform> item;
+};
+
+TEST_CASE("a device resumed while a try_block fails is running and takes commands afterwards") {
+  interrupted_rig rig(running);
+  REQUIRE(rig.dev.quiesce() == status::ok);
+
+  rig.try_block([&] { rig.dev.resume(); });
+
+  CHECK(rig.dev.state() == running);
+  CHECK(rig.dev.queue().gate().pm_only() == 0);
+  CHECK(rig.delivers());
+}
+
+TEST_CASE("a device that is quiesced is quiesced again after a try_block that fails") {
+  interrupted_rig rig(running);
+  REQUIRE(rig.dev.quiesce() == status::ok);
+
+  rig.try_block([] {});
+
+  CHECK(rig.dev.state() == quiesce);
+  CHECK_FALSE(rig.dev.is_stopped());
+  rig.dev.resume();
+  CHECK(rig.dev.state() == running);
+}
+
+TEST_CASE("who blocks a device while a try_block fails has it blocked afterwards") {
+  interrupted_rig rig(running);
+
+  rig.try_block([&] { CHECK(rig.adapter.block() == status::ok); });
+
+  CHECK(rig.dev.state() == block);
+  CHECK(rig.dev.is_stopped());
+  CHECK(rig.dev.unblock(running) == status::ok);
+  CHECK(rig.delivers());
+}
+
+TEST_CASE("a scan that ends while a try_block fails leaves the device running") {
+  interrupted_rig scanned(created);
+  interrupted_rig rig(offline);
+
+  scanned.try_block([&] { CHECK(scanned.dev.finish_scan() == status::ok); });
+  rig.try_block([&] { CHECK(rig.dev.finish_scan() == status::ok); });
+
+  CHECK(scanned.dev.state() == running);
+  CHECK(scanned.delivers());
+  CHECK(rig.dev.state() == running);
+  CHECK(rig.delivers());
+}
+
+TEST_CASE("a state that is set while a try_block fails stays, and the queue is started again") {
+  for (const device_state wanted : {running, offline, transport_offline, block, del}) {
+    interrupted_rig rig(running);
+
+    rig.try_block([&] { CHECK(rig.dev.set_state(wanted) == status::ok); });
+
+    CHECK(rig.dev.state() == wanted);
+    CHECK_FALSE(rig.dev.is_stopped());
+  }
+  interrupted_rig forced(created);
+  forced.try_block([&] { forced.dev.force_state(cancel); });
+  CHECK(forced.dev.state() == cancel);
+  CHECK_FALSE(forced.dev.is_stopped());
+}
+
+TEST_CASE("a device unblocked and blocked again while a try_block fails stays blocked") {
+  interrupted_rig rig(running);
+
+  rig.try_block([&] {
+    CHECK(rig.dev.unblock(running) == status::ok);
+    CHECK(rig.dev.block_nowait() == status::ok);
+  });
+
+  CHECK(rig.dev.state() == block);
+  CHECK(rig.dev.is_stopped());
+  CHECK(rig.dev.queue().quiesce_depth() == 1);
+}
+
+TEST_CASE("one try_block at a time: the second waits until the first has undone what it did") {
+  interrupted_rig rig(running);
+  bool second_waited = false;
+  std::optional<worker> second;
+
+  rig.try_block([&] {
+    second.emplace([&] { CHECK(rig.adapter.try_block().result == status::ok); });
+    second_waited = second->is_blocked();
+  });
+  second->join();
+
+  CHECK(second_waited);
+  CHECK(rig.dev.state() == block);
+  CHECK(rig.dev.is_stopped());
+}
+
 TEST_CASE("try_unblock may be called twice, and starts what was left stopped") {
   scsi_rig rig({running, running, created, transport_offline});
   counted_command first, second;
@@ -381,9 +624,37 @@ TEST_CASE("try_unblock may be called twice, and starts what was left stopped") {
   CHECK(rig.adapter.try_unblock(running).result == status::ok);
   CHECK(rig.adapter.try_unblock(running).result == status::ok);
 
-  CHECK(rig.states() == states{running, running, created, transport_offline});
+  CHECK(rig.states() == states{running, running, created, running});
   rig.finish_all();
   CHECK(first.ends + second.ends == 2);
+}
+
+TEST_CASE("try_unblock brings back what it has made transport-offline") {
+  scsi_rig rig({running, created});
+  REQUIRE(rig.adapter.try_block().result == status::ok);
+
+  CHECK(rig.adapter.try_unblock(transport_offline).result == status::ok);
+  CHECK(rig.states() == states{transport_offline, transport_offline});
+  CHECK(rig.adapter.try_unblock(running).result == status::ok);
+
+  CHECK(rig.states() == states{running, running});
+}
+
+TEST_CASE("try_unblock ends what is held by a blocked device that was put into DEL") {
+  scsi_rig rig;
+  counted_command held;
+  REQUIRE(rig.adapter.block() == status::ok);
+  REQUIRE(rig.dev().submit(held.item) == status::ok);
+  REQUIRE(rig.dev().set_state(del) == status::ok);
+
+  CHECK(rig.adapter.try_unblock(running).result == status::ok);
+  rig.settle();
+
+  CHECK(rig.dev().state() == del);
+  CHECK_FALSE(rig.dev().is_stopped());
+  CHECK(held.ends == 1);
+  CHECK(held.result() == did_no_connect);
+  CHECK(rig.lld.calls() == 0);
 }
 
 TEST_CASE("stress: a device may be destroyed while the host's devices are walked") {
@@ -555,6 +826,95 @@ TEST_CASE("what the driver has completed or refused is not completed with the re
   CHECK(refused.ends == 1);
 }
 
+TEST_CASE("a host that is in CANCEL already is removed all the same") {
+  scsi_rig rig({running, block});
+  REQUIRE(rig.adapter.set_state(host_state::cancel) == status::ok);
+
+  CHECK(rig.adapter.remove() == status::ok);
+
+  CHECK(rig.adapter.state() == host_state::del);
+  CHECK(rig.states() == states{del, del});
+}
+
+TEST_CASE("the upper drivers of a host that is removed let go of its devices, each once") {
+  scsi_rig rig({running, running});
+  std::vector<device*> gone;
+  const auto unbind = [](device& which, void* context) noexcept {
+    static_cast<std::vector<device*>*>(context)->push_back(&which);
+  };
+
+  CHECK(rig.adapter.remove(unbind, &gone) == status::ok);
+  CHECK(rig.adapter.remove(unbind, &gone) == status::ok);
+
+  CHECK(gone == std::vector<device*>{&rig.dev(0), &rig.dev(1)});
+}
+
+TEST_CASE("a second removal of a host waits for the devices of the first") {
+  scsi_rig rig;
+  counted_command item;
+  REQUIRE(rig.dev().submit(item.item) == status::ok);
+  worker first([&] { CHECK(rig.adapter.remove() == status::ok); });
+  CHECK(first.is_blocked());
+  worker second([&] { CHECK(rig.adapter.remove() == status::ok); });
+  CHECK(second.is_blocked());
+  CHECK(rig.adapter.state() == host_state::cancel);
+
+  rig.lld.complete_one();
+  first.join();
+  second.join();
+
+  CHECK(rig.adapter.state() == host_state::del);
+  CHECK(rig.dev().queue().gate().depth() == 1);
+}
+
+TEST_CASE("a host removed while it recovers goes on recovering, also if it is removed twice") {
+  scsi_rig rig;
+  REQUIRE(rig.adapter.set_state(host_state::cancel) == status::ok);
+  REQUIRE(rig.adapter.begin_recovery() == status::ok);
+  REQUIRE(rig.adapter.state() == host_state::cancel_recovery);
+
+  CHECK(rig.adapter.remove() == status::ok);
+
+  CHECK(rig.adapter.state() == host_state::del_recovery);
+  CHECK(rig.adapter.is_in_recovery());
+}
+
+TEST_CASE("a removal that is refused the grace period says so, and is made up for by the next") {
+  using testing::deferred_platform;
+  using slow_device = pmgate::scsi::basic_device<deferred_platform>;
+  using slow_command = pmgate::scsi::basic_command<deferred_platform>;
+  struct lld {
+    static int queuecommand(pmgate::scsi::basic_host<deferred_platform>&, slow_command&) noexcept {
+      return 0;
+    }
+  };
+  testing::grace().reset();
+  testing::grace().serve_at_once(true);
+  pmgate::pm::basic_work_queue<deferred_platform> works("kblockd");
+  pmgate::scsi::basic_host<deferred_platform> adapter({&lld::queuecommand});
+  pmgate::scsi::basic_target<deferred_platform> where;
+  slow_device dev(adapter, where, works);
+  slow_command inside, late;
+  int unbound = 0;
+  const auto unbind = [](slow_device&, void* context) noexcept { ++*static_cast<int*>(context); };
+  REQUIRE(dev.set_state(running) == status::ok);
+  REQUIRE(dev.submit(inside) == status::ok);
+
+  testing::grace().refuse(1);
+  CHECK(adapter.remove(unbind, &unbound) == status::not_permitted);
+  CHECK(dev.state() == del);
+  CHECK(adapter.state() == host_state::cancel);
+  CHECK(dev.submit(late) == status::ok);  // not closed, and it fails all the same
+  CHECK(late.result_word() == did_no_connect);
+
+  dev.complete(inside);
+  CHECK(adapter.remove(unbind, &unbound) == status::ok);
+  CHECK(unbound == 1);
+  CHECK(dev.queue().gate().depth() == 1);
+  CHECK(adapter.state() == host_state::del);
+  CHECK(dev.submit(late) == status::no_device);
+}
+
 TEST_CASE("removing a host removes its devices, also while it recovers") {
   scsi_rig rig({running, block});
   scsi_rig recovering;
@@ -604,7 +964,69 @@ TEST_CASE("what is done to a target leaves the devices of another alone") {
   CHECK(rig.dev().state() == running);
 }
 
+// -- walks
+
+TEST_CASE("a walk visits the devices that are not being removed, in order, up to the first no") {
+  scsi_rig rig({running, cancel, block, del, created});
+  std::vector<device*> seen;
+  const auto note = [&seen](device& which) {
+    seen.push_back(&which);
+    return seen.size() == 2 ? status::busy : status::ok;
+  };
+
+  CHECK(rig.adapter.for_each_device(note) == status::busy);
+  CHECK(seen == std::vector<device*>{&rig.dev(0), &rig.dev(2)});
+  CHECK(rig.adapter.for_each_device(note) == status::ok);
+  CHECK(seen.size() == 5);
+}
+
+TEST_CASE("a device that is visited is not destroyed, and may be quiesced there") {
+  scsi_rig rig;
+  std::unique_ptr<device> owned = std::move(rig.devices.front());
+  rig.devices.clear();
+  std::optional<worker> destroyer;
+
+  const status walked = rig.adapter.for_each_device([&](device& which) {
+    destroyer.emplace([&] { owned.reset(); });
+    CHECK(destroyer->is_blocked());
+    CHECK(which.quiesce() == status::ok);
+    which.resume();
+    return status::ok;
+  });
+  destroyer->join();
+
+  CHECK(walked == status::ok);
+}
+
 // -- states of the host
+
+TEST_CASE("a host may start in CREATED: it dispatches, and does not recover") {
+  scsi_rig rig;
+  host fresh({&testing::driver::queuecommand, &rig.lld}, host_state::created);
+  device dev(fresh, rig.where, rig.works);
+  counted_command item;
+  REQUIRE(dev.set_state(running) == status::ok);
+
+  CHECK(fresh.begin_recovery() == status::invalid);
+  CHECK(dev.submit(item.item) == status::ok);
+  CHECK(rig.lld.complete_one());
+  CHECK(fresh.set_state(host_state::running) == status::ok);
+  CHECK(fresh.begin_recovery() == status::ok);
+}
+
+TEST_CASE("a host that starts recovering holds commands until the recovery ends") {
+  scsi_rig rig;
+  host fresh({&testing::driver::queuecommand, &rig.lld}, host_state::recovery);
+  device dev(fresh, rig.where, rig.works);
+  counted_command item;
+  REQUIRE(dev.set_state(running) == status::ok);
+
+  CHECK(dev.submit(item.item) == status::ok);
+  rig.settle();
+  CHECK(rig.lld.calls() == 0);
+  CHECK(fresh.end_recovery() == status::ok);
+  CHECK(rig.lld.complete_one());
+}
 
 TEST_CASE("scenario 2: a host goes where its table lets it, and no further") {
   scsi_rig rig;
@@ -642,17 +1064,55 @@ TEST_CASE(
 
 TEST_CASE("scenario 30: a reset under way holds commands, and they go out soon after it") {
   scsi_rig rig;
-  counted_command normal;
+  counted_command normal, privileged, impatient;
   rig.adapter.set_resetting(true);
+  CHECK(rig.dev().submit(impatient.item, command_flags::fail_if_recovering) == status::ok);
   CHECK(rig.dev().submit(normal.item) == status::ok);
+  CHECK(rig.dev().submit(privileged.item, pm) == status::ok);
   rig.settle();
   CHECK(rig.lld.calls() == 0);
+  CHECK(impatient.result() == did_error);
 
   rig.adapter.set_resetting(false);
   rig.settle();
 
   CHECK(rig.lld.has(normal.item));
+  CHECK(rig.lld.has(privileged.item));
   rig.lld.complete_all();
+}
+
+TEST_CASE("what is sent again during a recovery stays where it is until the recovery ends") {
+  using enum host_state;
+  struct way {
+    void (*begin)(host&);
+    void (*end)(host&);
+  };
+  const way ways[] = {
+      {[](host& h) { (void)h.begin_recovery(); }, [](host& h) { (void)h.end_recovery(); }},
+      {[](host& h) { (void)h.begin_recovery(); },
+       [](host& h) { (void)h.set_state(host_state::running); }},
+      {[](host& h) { h.force_state(recovery); }, [](host& h) { h.force_state(cancel); }},
+      {[](host& h) { h.set_resetting(true); }, [](host& h) { h.set_resetting(false); }},
+  };
+  for (const way& each : ways) {
+    scsi_rig rig;
+    counted_command retried, waiting;
+    REQUIRE(rig.dev().submit(retried.item) == status::ok);
+    each.begin(rig.adapter);
+    rig.lld.complete_one(pmgate::scsi::status_busy);
+    REQUIRE(rig.dev().set_state(device_state::offline) == status::ok);
+    CHECK(rig.dev().submit(waiting.item) == status::ok);
+    rig.settle();
+    CHECK(waiting.result() == did_no_connect);  // the state is looked at before the recovery
+    CHECK(retried.ends == 0);
+
+    each.end(rig.adapter);
+    rig.settle();
+
+    CHECK(retried.ends == 1);
+    CHECK(retried.result() == did_no_connect);
+    CHECK(rig.lld.calls() == 1);
+  }
 }
 
 TEST_CASE("a host that is being removed recovers, and goes on being removed") {

@@ -37,9 +37,9 @@ struct ports_rig : scsi_rig {
 
   char first = 0;
   char second = 0;
-  target a{0, false, &first};
-  target b{0, false, &first};
-  target c{0, false, &second};
+  target a{0, false, 3, &first};
+  target b{0, false, 3, &first};
+  target c{0, false, 3, &second};
 };
 
 using states = std::vector<device_state>;

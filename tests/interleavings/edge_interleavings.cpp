@@ -280,6 +280,25 @@ TEST_CASE("a wait for a quiesce that is undone ends, whatever sections come and 
       });
 }
 
+TEST_CASE("a wait of a range for a quiesce that is undone and comes again ends") {
+  hold_on_all_models<sectioned>(
+      "quiesce_nowait, wait of a range x unquiesce, quiesce_nowait x dispatch", {.preemptions = 3},
+      [](auto& s) {
+        s.gate.quiesce_nowait();
+        const std::array range{&s.gate};
+        (void)pmgate::wait_quiesced_all(range);
+      },
+      [](auto& s) {
+        if (s.gate.depth() == 0) return;
+        s.gate.unquiesce();
+        s.gate.quiesce_nowait();
+      },
+      [](auto& s) {
+        if (!s.gate.try_dispatch()) return;
+        s.gate.end_dispatch();
+      });
+}
+
 TEST_CASE("who resurrects a ref from zero sees what was done before the last put") {
   hold_on_all_models<shared_ref>("put x kill, resurrect", {.preemptions = 3}, write_and_put,
                                  [](auto& s) {

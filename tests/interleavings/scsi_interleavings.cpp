@@ -41,7 +41,9 @@ struct host_with {
     bool refused = false;
   };
 
-  host_with() {
+  using driver_fn = int (*)(scsi::basic_host<P>&, scsi::basic_command<P>&) noexcept;
+  explicit host_with(driver_fn driver = &queuecommand)
+      : host({.queuecommand = driver, .context = this, .can_queue = HostQueue}) {
     for (auto& each : devices) each.emplace(host, target, works, scsi::device_limits{2, 2});
     for (auto& each : devices) (void)each->set_state(running);
   }
@@ -77,8 +79,7 @@ struct host_with {
 
   sim::guarded<int> hardware;
   pm::basic_work_queue<P> works{"kblockd", pm::work_queue_flags::none, 0};
-  scsi::basic_host<P> host{
-      {.queuecommand = &queuecommand, .context = this, .can_queue = HostQueue}};
+  scsi::basic_host<P> host;
   scsi::basic_target<P> target;
   sent commands[Commands];
   std::optional<scsi::basic_device<P>> devices[Devices];
@@ -92,12 +93,48 @@ using two_devices_one_command = host_with<P, 2, 1>;
 
 template <class P>
 using two_commands = host_with<P, 1, 0, 2>;
+/// Somebody may leave it blocked.
+template <class P>
+struct left_blocked : host_with<P, 1> {
+  void check() {
+    (void)this->host.try_unblock(running);
+    host_with<P, 1>::check();
+  }
+};
 /// The second device cannot be blocked.
 template <class P>
 struct one_refusing : host_with<P, 2> {
   one_refusing() {
     this->devices[1]->force_state(transport_offline);
     this->commands[1].refused = true;
+  }
+};
+/// The same; the first device is quiesced.
+template <class P>
+struct quiesced_and_refusing : one_refusing<P> {
+  quiesced_and_refusing() { (void)this->devices[0]->quiesce(); }
+  void check() {
+    sim::expect(this->devices[0]->state() == running, "the device is not running");
+    one_refusing<P>::check();
+  }
+};
+/// The same; the first device is still being scanned.
+template <class P>
+struct scanned_and_refusing : one_refusing<P> {
+  scanned_and_refusing() { this->devices[0]->force_state(created); }
+  void check() {
+    sim::expect(this->devices[0]->state() == running, "the device is not running");
+    one_refusing<P>::check();
+  }
+};
+/// The same; somebody else blocks the first device, and it stays so.
+template <class P>
+struct blocked_and_refusing : one_refusing<P> {
+  void check() {
+    sim::expect(this->devices[0]->state() == block && this->devices[0]->is_stopped(),
+                "the device is not blocked");
+    sim::expect(this->devices[0]->unblock(running) == status::ok, "unblock() was refused");
+    one_refusing<P>::check();
   }
 };
 
@@ -112,6 +149,14 @@ constexpr auto try_block_and_unblock = [](auto& s) {
   sim::expect(s.host.try_block().result == status::ok, "try_block() was refused");
   s.hardware.write(1);
   sim::expect(s.host.try_unblock(running).result == status::ok, "try_unblock() was refused");
+};
+constexpr auto try_block_in_vain = [](auto& s) {
+  sim::expect(s.host.try_block().result == status::invalid, "try_block() was not refused");
+};
+constexpr auto remove_first = [](auto& s) {
+  sim::expect(s.devices[0]->remove() == status::ok, "remove() was refused");
+  sim::expect(s.devices[0]->busy() == 0, "the driver has a command of a removed device");
+  sim::expect(s.devices[0]->queue().gate().is_frozen(), "a removed device is not drained");
 };
 constexpr auto quiesce_and_resume = [](auto& s) {
   sim::expect(s.devices[0]->quiesce() == status::ok, "quiesce() was refused");
@@ -163,6 +208,23 @@ TEST_CASE("a try_block that is refused loses no command on the way back") {
       });
 }
 
+TEST_CASE("what others do to a device while a try_block fails stays as they wanted it") {
+  hold_on_all_models<quiesced_and_refusing>("submit x try_block, refused x resume",
+                                            {.preemptions = 1}, submit_first, try_block_in_vain,
+                                            [](auto& s) { s.devices[0]->resume(); });
+  hold_on_all_models<blocked_and_refusing>(
+      "submit x try_block, refused x block_nowait", {.preemptions = 2}, submit_first,
+      try_block_in_vain, [](auto& s) {
+        sim::expect(s.devices[0]->block_nowait() == status::ok, "block_nowait() was refused");
+      });
+  hold_on_all_models<scanned_and_refusing>(
+      "try_block, refused x finish_scan x submit", {.preemptions = 2}, try_block_in_vain,
+      [](auto& s) {
+        sim::expect(s.devices[0]->finish_scan() == status::ok, "finish_scan() was refused");
+      },
+      submit_first);
+}
+
 TEST_CASE("two who block at once do not disturb each other's commands") {
   // One unblock undoes both blocks: so neither may rely on silence, and none writes.
   hold_on_all_models<one_device>(
@@ -177,6 +239,16 @@ TEST_CASE("two who block at once do not disturb each other's commands") {
       });
 }
 
+TEST_CASE(
+    "a block that is undone and comes again while it is waited for is not waited for in vain") {
+  hold_by_chance<left_blocked>(
+      "submit x block x unblock and block_nowait", {.schedules = 20000}, submit_first,
+      [](auto& s) { (void)s.host.block(); },
+      [](auto& s) {
+        if (s.devices[0]->unblock(running) == status::ok) (void)s.devices[0]->block_nowait();
+      });
+}
+
 TEST_CASE("a quiesce drains the device, and what waited goes on after the resume") {
   hold_on_all_models<one_device>("submit x quiesce and resume", {.preemptions = 2}, submit_first,
                                  quiesce_and_resume);
@@ -188,8 +260,50 @@ TEST_CASE("a device that waits for room at the host is not forgotten") {
 }
 
 TEST_CASE("a command to a device that is being removed ends once, or is refused") {
-  hold_on_all_models<one_device>("submit x remove", {.preemptions = 2}, submit_first,
-                                 [](auto& s) { s.devices[0]->remove(); });
+  hold_on_all_models<one_device>("submit x remove", {.preemptions = 2}, submit_first, remove_first);
+}
+
+TEST_CASE("of two removals neither is over before the device is drained") {
+  hold_on_all_models<one_device>("submit x remove x remove", {.preemptions = 1}, submit_first,
+                                 remove_first, remove_first);
+}
+
+TEST_CASE("a removal ends what a block holds, in whatever order they come") {
+  hold_on_all_models<one_device>(
+      "submit x block_nowait, kblockd x remove", {.preemptions = 1}, submit_first,
+      [](auto& s) {
+        (void)s.devices[0]->block_nowait();
+        s.works.run();
+      },
+      [](auto& s) {
+        remove_first(s);
+        s.works.stop();
+      });
+}
+
+/// The driver's first answer is BUSY: the command is sent again.
+template <class P>
+struct busy_once : host_with<P, 1> {
+  static int queuecommand(scsi::basic_host<P>& host, scsi::basic_command<P>& item) noexcept {
+    auto& self = *static_cast<busy_once*>(static_cast<host_with<P, 1>*>(host.context()));
+    self.host.complete(item, ++self.calls == 1 ? scsi::status_busy : 0);
+    return 0;
+  }
+  busy_once() : host_with<P, 1>(&queuecommand) {}
+  int calls = 0;
+};
+
+TEST_CASE("a command that is sent again while a recovery begins or ends is not lost") {
+  hold_on_all_models<busy_once>("submit, sent again x recovery", {.preemptions = 3}, submit_first,
+                                [](auto& s) {
+                                  (void)s.host.begin_recovery();
+                                  (void)s.host.end_recovery();
+                                });
+  hold_on_all_models<busy_once>("submit, sent again x reset", {.preemptions = 3}, submit_first,
+                                [](auto& s) {
+                                  s.host.set_resetting(true);
+                                  s.host.set_resetting(false);
+                                });
 }
 
 /// Two administrators at a device that is offline.

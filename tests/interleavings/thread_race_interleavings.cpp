@@ -37,6 +37,7 @@ struct kernel {
 
 constexpr kernel rc3{"5.7-rc3", scsi_generation::v5_7_rc3, false, false};
 constexpr kernel rc3_patched{"5.7-rc3, proposed patch", scsi_generation::v5_7_rc3, false, true};
+constexpr kernel rc3_fixed{"5.7-rc3, merged fix", scsi_generation::v5_7_rc3, true, false};
 constexpr kernel rc4_unfixed{"5.7-rc4, no fix", scsi_generation::v5_7, false, false};
 constexpr kernel rc4_patched{"5.7-rc4, proposed patch", scsi_generation::v5_7, false, true};
 constexpr kernel rc4_fixed{"5.7-rc4, merged fix", scsi_generation::v5_7, true, false};
@@ -247,6 +248,10 @@ TEST_CASE("5.7-rc3: the poll enters the torn-down driver") { has_the_bug<rc3>();
 
 TEST_CASE("5.7-rc3 with the proposed patch: nothing enters, and nothing is restored either") {
   is_cured<rc3_patched>(1000);
+}
+
+TEST_CASE("5.7-rc3 with the fix that was merged: it does without the block") {
+  is_cured<rc3_fixed>();
 }
 
 TEST_CASE("5.7-rc4 without a fix: a device that may be blocked does not help by itself") {

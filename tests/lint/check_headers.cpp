@@ -210,13 +210,14 @@ private:
     return std::any_of(parsed.lines.begin(), end, says);
   }
 
-  // detail/x_impl.hpp holds the bodies of x.hpp: each includes the other, so that
-  // either may be included first.
+  // detail/x_impl.hpp or x_part_impl.hpp holds bodies of x.hpp: each includes the other, so
+  // that either may be included first.
   static bool is_own_interface(const string& name, const string& included) {
     const auto stem = [](const string& path) {
       return std::filesystem::path(path).stem().generic_string();
     };
-    return stem(name) == stem(included) + "_impl";
+    const string bodies = stem(name);
+    return bodies.starts_with(stem(included) + "_") && bodies.ends_with("_impl");
   }
 
   // Depth first; a header met again while it is still open closes a circle.
@@ -304,6 +305,11 @@ std::vector<scenario> scenarios() {
       {"a header and its bodies",
        {{"pm/x.hpp", framed("pm/x.hpp", "#include <pmgate/pm/detail/x_impl.hpp>\n")},
         {"pm/detail/x_impl.hpp", framed("pm/detail/x_impl.hpp", "#include <pmgate/pm/x.hpp>\n")}},
+       nullptr},
+      {"one part of a header's bodies",
+       {{"pm/x.hpp", framed("pm/x.hpp", "#include <pmgate/pm/detail/x_part_impl.hpp>\n")},
+        {"pm/detail/x_part_impl.hpp",
+         framed("pm/detail/x_part_impl.hpp", "#include <pmgate/pm/x.hpp>\n")}},
        nullptr},
       {"a circle",
        {{"pm/x.hpp", framed("pm/x.hpp", "#include <pmgate/pm/y.hpp>\n")},

@@ -15,6 +15,9 @@ enum class enter_flags : std::uint8_t {
   none = 0,
   nowait = 1,  ///< refuse with status::again rather than wait
   pm = 2,      ///< a power-management request: passes pm_only, never a freeze
+  /// With pm: passes also while the queue is runtime-suspended.  Kernel: BLK_MQ_REQ_PREEMPT,
+  /// before 5.11
+  although_suspended = 4,
 };
 
 [[nodiscard]] constexpr enter_flags operator|(enter_flags a, enter_flags b) noexcept {

@@ -225,7 +225,8 @@ class basic_freeze_gate
   /// One too many is reported and leaves 0 (Kernel: blk_clear_pm_only(), -1 for ever).
   void clear_pm_only() noexcept;
 
-  /// While set, pm_only refuses PM requests as well; every change wakes who waits
+  /// While set, pm_only refuses PM requests as well, unless although_suspended; every change
+  /// wakes who waits
   /// (Kernel: RPM_SUSPENDED, whose changes wake nobody).
   void set_runtime_suspended(bool suspended) noexcept;
 
@@ -281,8 +282,9 @@ class basic_freeze_gate
   static constexpr std::uint32_t drained = 1;
 
   static bool passes(std::uint32_t pm, enter_flags flags) noexcept {
-    return (pm & ~suspended_bit) == 0 ||
-           (has(flags, enter_flags::pm) && (pm & suspended_bit) == 0);
+    if ((pm & ~suspended_bit) == 0) return true;
+    if (!has(flags, enter_flags::pm)) return false;
+    return (pm & suspended_bit) == 0 || has(flags, enter_flags::although_suspended);
   }
 
   /// What is left to do once every lock has been left.

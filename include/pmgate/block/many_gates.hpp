@@ -72,16 +72,28 @@ struct many_gates {
   static bool synchronize_like(basic_quiesce_gate<Platform>&) noexcept {
     return Platform::synchronize();
   }
+  /// After a grace period: whether there is nobody to wait for.
+  template <platform Platform>
+  static bool is_quiet(basic_quiesce_gate<Platform>& gate) noexcept {
+    if constexpr (is_checked<Platform>) {
+      return gate.is_quiet();
+    } else {
+      // [all.ended] acquire: pairs with [end.count].
+      const std::uint32_t ended = gate.ended_.load(std::memory_order_acquire);
+      return gate.depth() == 0 || gate.nobody_inside(ended);
+    }
+  }
+  /// After a grace period for many gates. One that is not quiet then has somebody inside, or
+  /// was opened and closed again meanwhile: there are sections then that end without telling,
+  /// and its sum is exact after a new grace period only. So it is waited for by itself.
   template <platform Platform>
   static status wait_for_sections(basic_quiesce_gate<Platform>& gate) noexcept {
-    if constexpr (is_checked<Platform>) {
-      return gate.wait_for_sections();
-    } else {
-      // [all.opens] acquire: pairs with [open.count]: who sees that it was opened again sees
-      // the depth of then, and does not wait for sections that end without telling.
-      const std::uint32_t opens = gate.opens_.load(std::memory_order_acquire);
-      return gate.depth() > 0 ? gate.wait_for_sections(opens) : status::ok;
-    }
+    return is_quiet(gate) ? status::ok : gate.wait_quiesced();
+  }
+  template <platform Platform, class TimePoint>
+  static status wait_for_sections_until(basic_quiesce_gate<Platform>& gate,
+                                        TimePoint deadline) noexcept {
+    return is_quiet(gate) ? status::ok : gate.wait_quiesced_until(deadline);
   }
 
   /// One grace period for all switches that begin_freeze() left, of the `frozen` gates.
@@ -201,15 +213,28 @@ void quiesce_nowait_all(Range&& gates) noexcept {
 /// wait_quiesced() of every gate, with one grace period for all.
 ///
 /// Precondition: the quiesces stay in force until it returns. If one is undone
-/// meanwhile, nothing is promised of that gate; if it is also quiesced again, this may
-/// wait until that quiesce is undone.
+/// meanwhile, nothing is promised of that gate.
 /// Returns: as wait_quiesced().
+/// Cost: one grace period, and one more for each gate that somebody is inside still.
 template <class Range>
 status wait_quiesced_all(Range&& gates) noexcept {
   using detail::many_gates;
   if (!many_gates::synchronize_for(gates)) return status::not_permitted;
   for (auto&& element : gates) {
     const status ended = many_gates::wait_for_sections(many_gates::gate_of(element));
+    if (ended != status::ok) return ended;
+  }
+  return status::ok;
+}
+
+/// wait_quiesced_all() that gives up at the deadline with timed_out.
+template <class Range, class TimePoint>
+[[nodiscard]] status wait_quiesced_all_until(Range&& gates, TimePoint deadline) noexcept {
+  using detail::many_gates;
+  if (!many_gates::synchronize_for(gates)) return status::not_permitted;
+  for (auto&& element : gates) {
+    const status ended =
+        many_gates::wait_for_sections_until(many_gates::gate_of(element), deadline);
     if (ended != status::ok) return ended;
   }
   return status::ok;

@@ -39,8 +39,8 @@ class basic_quiesced;
 ///           quiesce in force, or the resumption of quiesce_or_wait().
 /// Threads:  every member from any thread; any thread may end any section and
 ///           undo any quiesce.
-/// Blocking: wait_quiesced() and quiesce() only. Not from inside a section: it
-///           would wait for itself. Sections end without blocking, but not in a
+/// Blocking: quiesce() and wait_quiesced(), with or without a deadline, only. Not from
+///           inside a section: it would wait for itself. Sections end without blocking, but not in a
 ///           signal handler: while quiesced they take a lock of the gate.
 /// Misuse:   goes to Platform::misuse() and has no effect.
 /// Orders:   everything in a section happens-before the wait for it returns;
@@ -51,6 +51,7 @@ class basic_quiesce_gate {
  public:
   static_assert(!is_checked<Platform>, "include pmgate/block/checked_gates.hpp");
   using waiter = basic_gate_waiter<Platform>;
+  using time_point = typename Platform::time_point;
   /// A section that ends when it is destroyed.
   using ticket = basic_ticket<basic_quiesce_gate>;
 
@@ -93,29 +94,32 @@ class basic_quiesce_gate {
   /// Kernel: blk_mq_wait_quiesce_done().
   status wait_quiesced() noexcept;
 
+  /// wait_quiesced() that gives up at the deadline with timed_out; the quiesce stays in force.
+  ///
+  /// The grace period has no deadline.
+  [[nodiscard]] status wait_quiesced_until(time_point deadline) noexcept;
+
   /// quiesce_nowait(), and queues a waiter for the end of the sections instead of sleeping.
   ///
   /// Returns: ok: quiesced already; in_progress: the waiter will be resumed with ok, or
   /// with canceled, see cancel(); not_permitted: as wait_quiesced(). The quiesce stays in
   /// force in any case.  Blocks: no.
   [[nodiscard]] status quiesce_or_wait(waiter& queued) noexcept
-    requires(!is_process_shared<Platform>);
+      requires(!is_process_shared<Platform>);
 
   /// wait_quiesced() that queues a waiter: quiesce_or_wait() without the quiesce.
   [[nodiscard]] status quiesced_or_wait(waiter& queued) noexcept
-    requires(!is_process_shared<Platform>);
+      requires(!is_process_shared<Platform>);
 
   /// Takes a waiter of this gate out of its queue; the quiesce stays in force.
   ///
   /// Returns: true if he will not be resumed any more; false if he has been, or is
   /// about to be. Where grace periods are deferred he is kept to the end of his, and
   /// then resumed with canceled.  Blocks: no.
-  [[nodiscard]] bool cancel(waiter& queued) noexcept
-    requires(!is_process_shared<Platform>);
+  [[nodiscard]] bool cancel(waiter& queued) noexcept requires(!is_process_shared<Platform>);
 
   /// `co_await gate.quiesced()` is quiesce() for coroutines; needs awaitable.hpp.
-  [[nodiscard]] basic_quiesced<Platform> quiesced() noexcept
-    requires(!is_process_shared<Platform>);
+  [[nodiscard]] basic_quiesced<Platform> quiesced() noexcept requires(!is_process_shared<Platform>);
 
   /// Undoes one quiesce; after the last one sections start again.
   ///
@@ -138,7 +142,8 @@ class basic_quiesce_gate {
     return ((static_cast<std::uint32_t>(counter_.peek()) - ended) << 1) == 0;  // modulo 2^31
   }
   [[gnu::noinline]] void end_shared() noexcept;
-  status wait_for_sections(std::uint32_t opens) noexcept;
+  template <class Sleep>
+  status wait_for_sections(Sleep sleep) noexcept;
   bool is_over(const waiter& queued) const noexcept;
   void take_ready(chain& ready) noexcept;
   static void grace_over(grace_callback& done) noexcept;
@@ -167,7 +172,8 @@ basic_quiesce_gate<Platform>::~basic_quiesce_gate() {
 
 template <platform Platform>
 inline void basic_quiesce_gate<Platform>::end_dispatch() noexcept {
-  if (counter_.try_add(-1)) [[likely]] return;
+  if (counter_.try_add(-1)) [[likely]]
+    return;
   end_shared();
 }
 
@@ -201,36 +207,49 @@ void basic_quiesce_gate<Platform>::quiesce_nowait() noexcept {
   depth_.store(before + 1, std::memory_order_release);
 }
 
-template <platform Platform>
-status basic_quiesce_gate<Platform>::wait_quiesced() noexcept {
-  // [wait.opens] acquire: pairs with [open.count].
-  const std::uint32_t opens = opens_.load(std::memory_order_acquire);
-  const bool closed = depth() > 0;
-  if (!Platform::synchronize()) return status::not_permitted;
-  return closed ? wait_for_sections(opens) : status::ok;
-}
-
-/// Precondition: at `opens` the counter was closed, and since then a grace period was.
+/// sleep(ended): sleeps while the word of the sections is `ended`. Returns: ok to look again.
 ///
 /// Between the two reads of opens_ the counter was closed all the time, and for a
 /// grace period before the first look at it: so the sum is exact. Had it been
 /// opened, a section that enters on one CPU behind our back and leaves on
 /// another ahead of us could make a sum of zero with somebody inside.
 template <platform Platform>
-status basic_quiesce_gate<Platform>::wait_for_sections(std::uint32_t opens) noexcept {
-  for (;;) {
+template <class Sleep>
+status basic_quiesce_gate<Platform>::wait_for_sections(Sleep sleep) noexcept {
+  // [wait.opens] acquire: pairs with [open.count].
+  const std::uint32_t opens = opens_.load(std::memory_order_acquire);
+  const bool closed = depth() > 0;
+  if (!Platform::synchronize()) return status::not_permitted;
+  while (closed) {
     // [wait.ended] acquire: pairs with [end.count].
     const std::uint32_t ended = ended_.load(std::memory_order_acquire);
     if (nobody_inside(ended)) break;
     // [wait.again] relaxed: a late answer is made up for by [open.poke].
     if (opens_.load(std::memory_order_relaxed) != opens) break;
+    const status slept = sleep(ended);
+    if (slept != status::ok) return slept;
+  }
+  return status::ok;
+}
+
+template <platform Platform>
+status basic_quiesce_gate<Platform>::wait_quiesced() noexcept {
+  return wait_for_sections([this](std::uint32_t ended) noexcept {
     if constexpr (!Platform::can_block) {
       Platform::misuse("wait_quiesced() would wait for ever: there is one thread only");
       return status::again;
     }
     ended_.wait(ended);
-  }
-  return status::ok;
+    return status::ok;
+  });
+}
+
+template <platform Platform>
+status basic_quiesce_gate<Platform>::wait_quiesced_until(time_point deadline) noexcept {
+  return wait_for_sections([this, deadline](std::uint32_t ended) noexcept {
+    const bool in_time = Platform::can_block && ended_.wait_until(ended, deadline);
+    return in_time ? status::ok : status::timed_out;
+  });
 }
 
 template <platform Platform>
@@ -279,8 +298,7 @@ int basic_quiesce_gate<Platform>::depth() const noexcept {
 
 template <platform Platform>
 status basic_quiesce_gate<Platform>::quiesce_or_wait(waiter& queued) noexcept
-  requires(!is_process_shared<Platform>)
-{
+    requires(!is_process_shared<Platform>) {
   if (!queued.claim()) return status::busy;
   quiesce_nowait();
   return queue_for_sections(queued);
@@ -288,8 +306,7 @@ status basic_quiesce_gate<Platform>::quiesce_or_wait(waiter& queued) noexcept
 
 template <platform Platform>
 status basic_quiesce_gate<Platform>::quiesced_or_wait(waiter& queued) noexcept
-  requires(!is_process_shared<Platform>)
-{
+    requires(!is_process_shared<Platform>) {
   return queued.claim() ? queue_for_sections(queued) : status::busy;
 }
 
@@ -322,8 +339,7 @@ status basic_quiesce_gate<Platform>::queue_for_sections(waiter& queued) noexcept
 
 template <platform Platform>
 bool basic_quiesce_gate<Platform>::cancel(waiter& queued) noexcept
-  requires(!is_process_shared<Platform>)
-{
+    requires(!is_process_shared<Platform>) {
   const scoped_lock guard(lock_);
   if (!waiters_.contains(queued)) return false;
   queued.cancelled_ = true;

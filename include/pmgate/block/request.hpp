@@ -104,6 +104,8 @@ class basic_request {
   ///
   /// Precondition: the driver has it.  Kernel: RQF_DONTPREP.
   void mark_prepared() noexcept { prepared_ = true; }
+  /// True from the moment it is offered to the driver until it is put back or completed.
+  [[nodiscard]] bool is_with_driver() const noexcept { return place_ == place::driver; }
 
  private:
   friend class basic_request_queue<Platform>;

@@ -172,6 +172,8 @@ class basic_request_queue : public basic_queue_gate<Platform> {
   void requeue(request_type& rq, bool kick = true) noexcept;
   /// Has what was requeued offered again.  Kernel: blk_mq_kick_requeue_list().
   void kick_requeued() noexcept { dispatch_.kick_requeued(); }
+  /// kick_requeued(), but nothing at all if there is nothing requeued.
+  void kick_if_requeued() noexcept { dispatch_.kick_if_requeued(); }
 
   // -- dispatch
 
@@ -196,6 +198,9 @@ class basic_request_queue : public basic_queue_gate<Platform> {
   status quiesce() noexcept { return dispatch_.sections().quiesce(); }
   void quiesce_nowait() noexcept { dispatch_.sections().quiesce_nowait(); }
   status wait_quiesced() noexcept { return dispatch_.sections().wait_quiesced(); }
+  [[nodiscard]] status wait_quiesced_until(typename Platform::time_point deadline) noexcept {
+    return dispatch_.sections().wait_quiesced_until(deadline);
+  }
   /// Undoes one quiesce; after the last one what was kept goes out asynchronously.
   ///
   /// Blocks: no.  Kernel: blk_mq_unquiesce_queue().

@@ -37,7 +37,7 @@ class device_list;
 
 /// How much a device takes.
 struct device_limits {
-  int depth = 32;       ///< commands the driver has at a time
+  int depth = 32;       ///< commands the driver has at a time; 0: no limit but the tags
   unsigned tags = 64;   ///< commands that have entered; who comes later waits inside
   int max_blocked = 3;  ///< where the countdown after "device busy" begins
 };
@@ -48,7 +48,8 @@ struct device_limits {
 ///           by it. Destroy it with no command inside; waits for walks of the host.
 /// Threads:  every member from any thread. Changes of the state and of what belongs to it
 ///           are one step, under a mutex of the device.
-/// Blocking: quiesce(), remove(), execute() and, without nowait, submit().
+/// Blocking: quiesce(), wait_blocked(), remove(), execute() and, without nowait, submit();
+///           the first two have a form with a deadline.
 /// Misuse:   goes to Platform::misuse() and has no effect, quiesce() excepted.
 template <platform Platform>
 class basic_device {
@@ -57,6 +58,7 @@ class basic_device {
   using host_type = basic_host<Platform>;
   using target_type = basic_target<Platform>;
   using queue_type = basic_request_queue<Platform>;
+  using time_point = typename Platform::time_point;
   /// Has the upper driver let go of a device that is being removed.
   using unbind_fn = void (*)(basic_device& which, void* context) noexcept;
 
@@ -80,14 +82,15 @@ class basic_device {
   /// Sends a command behind what is held; its done callback tells of the end.
   ///
   /// Returns: as execute(), without its end; refused, the callback is not called.
-  /// Blocks: for entry unless nowait.
+  /// Blocks: for entry unless nowait. Not for a driver that may sleep, which the work queue
+  /// calls.
   [[nodiscard]] status submit(command_type& item, command_flags flags = {}) noexcept;
 
   /// Ends a command that the driver has taken.
   ///
   /// Status BUSY and TASK SET FULL, and DID_RESET if it asked for that, send it again
   /// instead; RESERVATION CONFLICT is reported as 0x118. Ends the countdowns of device,
-  /// target and host.
+  /// target and host. While the host recovers what is sent again is kept back.
   /// Precondition: queuecommand has taken it, or is being called for it.
   /// Blocks: no, unless the callback does.  Kernel: scsi_done().
   void complete(command_type& item, int result_word = 0) noexcept;
@@ -134,6 +137,12 @@ class basic_device {
   /// Blocks: without limit.  Kernel: scsi_device_quiesce().
   status quiesce() noexcept;
 
+  /// quiesce() that gives up at the deadline with timed_out: the state is as it was, and the
+  /// entry open again. Nobody gets in meanwhile.
+  ///
+  /// Blocks: until the deadline, and for a grace period.
+  [[nodiscard]] status quiesce_until(time_point deadline) noexcept;
+
   /// Undoes every quiesce: QUIESCE becomes RUNNING, another state stays; the entry opens.
   ///
   /// From any thread; does not start a queue that block_nowait() stopped.
@@ -150,6 +159,10 @@ class basic_device {
   ///
   /// Returns, Blocks: as basic_quiesce_gate::wait_quiesced().
   status wait_blocked() noexcept { return queue_.wait_quiesced(); }
+  /// wait_blocked() that gives up at the deadline with timed_out.
+  [[nodiscard]] status wait_blocked_until(time_point deadline) noexcept {
+    return queue_.wait_quiesced_until(deadline);
+  }
 
   /// Undoes every block: assigns new_state (RUNNING or TRANSPORT_OFFLINE), and starts
   /// the queue if it was stopped.
@@ -162,21 +175,26 @@ class basic_device {
 
   /// Removes the device: what is held fails, nobody gets in any more.
   ///
-  /// unbind, if there is one, is called while the device is in CANCEL and takes
-  /// privileged commands still; a blocked device is in DEL by then. A second call does
-  /// nothing.
+  /// unbind, if there is one, is called once, while the device is in CANCEL and takes
+  /// privileged commands still; a blocked device is in DEL by then. What is stopped is
+  /// started (Kernel: if the state is BLOCK or CREATED_BLOCK). A second call waits for the
+  /// first, and does nothing; nor does one for a device that is in DEL otherwise.
+  /// Returns: ok: nobody is inside; not_permitted: the platform refused the grace period, the
+  /// device is in DEL, and the next call goes on from there; again only where it cannot block;
+  /// deadlock, and reported, from unbind.
   /// Blocks: until nobody is inside.  Kernel: scsi_remove_device().
-  void remove(unbind_fn unbind = nullptr, void* context = nullptr) noexcept;
+  status remove(unbind_fn unbind = nullptr, void* context = nullptr) noexcept;
 
   /// Ends the scan of the device: RUNNING, else BLOCK.
   ///
   /// Returns: ok; invalid, and nothing changed.  Blocks: no.  Kernel: scsi_add_lun().
   status finish_scan() noexcept;
 
-  /// Whether the device may be asked for its size and the like.
+  /// Whether the device may be asked for its size and the like, or to wake up by itself.
   ///
   /// Returns: ok; again unless it is RUNNING and open to everybody: who resumes a system
-  /// would wait for himself.  Blocks: no.  Kernel: scsi_rescan_device().
+  /// would wait for himself.
+  /// Blocks: no.  Kernel: the look of scsi_rescan_device() and of scsi_resume_device().
   [[nodiscard]] status check_rescan() const noexcept;
 
   // -- queries; what they say may be over when they return
@@ -186,16 +204,20 @@ class basic_device {
     return state_.load(std::memory_order_acquire);
   }
   /// True if block_nowait() stopped the queue.  Kernel: queue_stopped.
-  [[nodiscard]] bool is_stopped() noexcept;
+  [[nodiscard]] bool is_stopped() const noexcept {
+    // [stopped.read] acquire: pairs with [stopped.set] and [stopped.clear].
+    return stopped_.load(std::memory_order_acquire);
+  }
   /// The thread that quiesced, or nobody.  Kernel: quiesced_by.
   [[nodiscard]] typename Platform::thread_id quiesced_by() noexcept;
   /// True if a command failed because of OFFLINE since the last change of the state.
   [[nodiscard]] bool offline_reported() const noexcept;
   /// The countdown after "device busy".  Kernel: device_blocked.
   [[nodiscard]] int blocked() const noexcept { return count_.blocked(); }
-  /// Commands the driver has.
+  /// Commands the driver has, and those just being offered to it.
   [[nodiscard]] int busy() const noexcept { return count_.busy(); }
-  /// Commands the driver was offered and did not refuse.  Kernel: iorequest_cnt.
+  /// Commands that got as far as the driver and were not put back, those included that it
+  /// was not to see: too long, or the device or host gone.  Kernel: iorequest_cnt.
   [[nodiscard]] std::uint32_t sent() const noexcept {
     // [sent.read] relaxed: a number, not a message.
     return sent_.load(std::memory_order_relaxed);
@@ -213,6 +235,15 @@ class basic_device {
   using request_type = basic_request<Platform>;
   using countdown = detail::busy_countdown<Platform>;
 
+  /// How far the removal is; from `open` on the device is in DEL.
+  enum class removal : std::uint8_t {
+    none,
+    under_way,
+    open,    ///< the platform refused to close the entry
+    closed,  ///< nobody gets in, and nobody waits until the last is out
+    over,
+  };
+
   static constexpr scsi_generation newest = scsi_generation::v6_12;
   static constexpr std::uintptr_t looks = 3;  // the bits of a slot that count them
   static dispatch_status on_request(queue_type& queue, request_type& request) noexcept;
@@ -220,11 +251,15 @@ class basic_device {
   dispatch_status check_state(const command_type& item) noexcept;
   dispatch_status send(command_type& item) noexcept;
   dispatch_status hand_over(command_type& item) noexcept;
+  [[gnu::noinline]] void end_unsent(command_type& item, bool gone) noexcept;
+  [[gnu::noinline]] void send_again(command_type& item) noexcept;
   void finish(command_type& item, int result_word, status outcome = status::ok) noexcept;
   enter_flags prepare(command_type& item, command_flags flags) noexcept;
+  template <class Drain>
+  status quiesce_after(Drain drain) noexcept;
   status change_state(device_state to) noexcept;
   void assign_state(device_state to) noexcept;
-  void start_queue() noexcept;
+  [[nodiscard]] bool take_stop() noexcept;
   status block_locked() noexcept;
   status block_undoably() noexcept;
   void end_undoably(bool undo) noexcept;
@@ -234,13 +269,15 @@ class basic_device {
   bool take_started(unsigned tag) noexcept;
   template <class Visit>
   void take_overdue(Visit visit) noexcept;
+  removal begin_removal() noexcept;
+  void end_removal(removal end) noexcept;
+  void leave_service(bool for_good) noexcept;
 
-  /// What a block that may be undone has found.
+  /// What a block that may be undone gives back, as far as nobody else has changed it.
   struct undo {
-    bool valid = false;
-    bool stopped = false;
+    bool state = false;
+    bool queue = false;
     device_state before{};
-    device_state after{};
   };
 
   host_type& host_;
@@ -252,10 +289,13 @@ class basic_device {
   unsigned slot_count_ = 0;
   countdown count_;
   queue_type queue_;
-  typename Platform::mutex state_lock_;  // state_'s writers and the next three
+  typename Platform::mutex state_lock_;  // state_'s writers and those of the next five
   typename Platform::thread_id quiesced_by_{};
-  bool stopped_ = false;
+  typename Platform::template atomic<bool> stopped_{false};
   undo undo_;
+  removal removal_ = removal::none;
+  typename Platform::thread_id remover_{};
+  typename Platform::wait_word removals_{0};  // counts ends of removals
   basic_device* next_ = nullptr;  // this and the rest: under the lock of the host's list
   basic_device* next_starved_ = nullptr;
   bool starved_ = false;
@@ -272,225 +312,20 @@ basic_device<Platform>::basic_device(host_type& adapter, target_type& behind,
     : host_(adapter),
       target_(behind),
       count_(limits.depth, limits.max_blocked),
-      queue_(typename queue_type::ops_type{&on_request, this}, works, limits.tags, start) {
+      queue_(typename queue_type::ops_type{&on_request, this}, works, limits.tags, start,
+             adapter.kind()) {
   host_.devices_.attach(*this);
 }
 
 template <platform Platform>
 basic_device<Platform>::~basic_device() {
   host_.devices_.detach(*this);
-}
-
-// -- state; what changes it holds the mutex
-
-template <platform Platform>
-void basic_device<Platform>::assign_state(device_state to) noexcept {
-  // [state.set] release: pairs with [state.read].
-  state_.store(to, std::memory_order_release);
-}
-
-template <platform Platform>
-status basic_device<Platform>::change_state(device_state to) noexcept {
-  const device_state from = state();
-  if (from == to) return status::ok;
-  if (!can_transition(from, to, host_.generation())) return status::invalid;
-  assign_state(to);
-  // [offline.forget] relaxed: as [offline.once].
-  offline_reported_.store(false, std::memory_order_relaxed);
-  return status::ok;
-}
-
-template <platform Platform>
-status basic_device<Platform>::set_state(device_state to) noexcept {
-  const scoped_lock guard(state_lock_);
-  return change_state(to);
-}
-
-template <platform Platform>
-status basic_device<Platform>::set_state_from(device_state from, device_state to,
-                                              bool& changed) noexcept {
-  const scoped_lock guard(state_lock_);
-  const device_state now = state();
-  const status result = now == from || now == to ? change_state(to) : status::invalid;
-  changed = result == status::ok && now != to;
-  return result;
-}
-
-template <platform Platform>
-void basic_device<Platform>::force_state(device_state to) noexcept {
-  const scoped_lock guard(state_lock_);
-  assign_state(to);
-}
-
-/// The state comes last: what is inside legitimately must not meet it. The grace
-/// period is for a queue that somebody else keeps frozen.
-template <platform Platform>
-status basic_device<Platform>::quiesce() noexcept {
-  {
-    const scoped_lock guard(state_lock_);
-    if (quiesced_by_ == Platform::this_thread()) return status::ok;
-    if (!(quiesced_by_ == typename Platform::thread_id{})) {
-      Platform::misuse("quiesce() of a device that another thread has quiesced");
-    }
-  }
-  queue_.set_pm_only();
-  status result = queue_.freeze_start();
-  if (result == status::ok) {
-    result = queue_.freeze_wait();
-    if (result == status::ok && !Platform::synchronize()) result = status::not_permitted;
-    queue_.unfreeze();
-  }
-  const scoped_lock guard(state_lock_);
-  if (result == status::ok) result = change_state(device_state::quiesce);
-  if (result == status::ok) {
-    quiesced_by_ = Platform::this_thread();
-  } else {
-    queue_.clear_pm_only();
-  }
-  return result;
-}
-
-template <platform Platform>
-void basic_device<Platform>::resume() noexcept {
-  const scoped_lock guard(state_lock_);
-  if (state() == device_state::quiesce) (void)change_state(device_state::running);
-  if (quiesced_by_ == typename Platform::thread_id{}) return;
-  quiesced_by_ = typename Platform::thread_id{};
-  queue_.clear_pm_only();
-}
-
-/// Stopping is part of the step: else an unblock might start the queue before it is
-/// stopped, and leave the device RUNNING with a stopped queue.
-template <platform Platform>
-status basic_device<Platform>::block_locked() noexcept {
-  status result = change_state(device_state::block);
-  if (result != status::ok) result = change_state(device_state::created_block);
-  if (result == status::ok && !stopped_) {
-    stopped_ = true;
-    queue_.quiesce_nowait();
-  }
-  return result;
-}
-
-template <platform Platform>
-status basic_device<Platform>::block_nowait() noexcept {
-  const scoped_lock guard(state_lock_);
-  return block_locked();
-}
-
-/// Passes over a device whose removal has begun.
-template <platform Platform>
-status basic_device<Platform>::block_undoably() noexcept {
-  const scoped_lock guard(state_lock_);
-  const device_state before = state();
-  if (!is_gettable(before)) return status::ok;
-  const bool stopped = stopped_;
-  const status result = block_locked();
-  if (result == status::ok) undo_ = {true, stopped, before, state()};
-  return result;
-}
-
-/// What somebody else has changed meanwhile stays as he wanted it.
-template <platform Platform>
-void basic_device<Platform>::end_undoably(bool wanted) noexcept {
-  const scoped_lock guard(state_lock_);
-  if (wanted && undo_.valid) {
-    if (state() == undo_.after) assign_state(undo_.before);
-    if (!undo_.stopped) start_queue();
-  }
-  undo_.valid = false;
-}
-
-/// unblock() for what is blocked, and nothing for the rest; a queue that was left
-/// stopped is started in any state.
-template <platform Platform>
-void basic_device<Platform>::start_blocked(device_state new_state) noexcept {
-  using enum device_state;
-  const scoped_lock guard(state_lock_);
-  const device_state now = state();
-  if (now == block) assign_state(new_state);
-  if (now == created_block) assign_state(new_state == running ? created : new_state);
-  start_queue();
-}
-
-template <platform Platform>
-status basic_device<Platform>::unblock(device_state new_state) noexcept {
-  using enum device_state;
-  if (new_state != running && new_state != transport_offline) return status::invalid;
-  const scoped_lock guard(state_lock_);
-  switch (state()) {
-    case block:
-    case transport_offline: assign_state(new_state); break;
-    case created_block: assign_state(new_state == running ? created : new_state); break;
-    case cancel:
-    case offline: break;
-    case created:
-    case running:
-    case quiesce:
-    case del: return status::invalid;
-  }
-  start_queue();
-  return status::ok;
-}
-
-template <platform Platform>
-void basic_device<Platform>::start_queue() noexcept {
-  if (!stopped_) return;
-  stopped_ = false;
-  queue_.unquiesce();
-}
-
-template <platform Platform>
-void basic_device<Platform>::remove(unbind_fn unbind, void* context) noexcept {
-  {
-    const scoped_lock guard(state_lock_);
-    if (state() == device_state::del) return;
-    if (change_state(device_state::cancel) != status::ok) {
-      assign_state(device_state::del);
-      start_queue();
-    }
-  }
-  if (unbind != nullptr) unbind(*this, context);
-  force_state(device_state::del);
-  queue_.gate().mark_dying();
-  if (queue_.start_drain() == status::ok) (void)queue_.freeze_wait();
-}
-
-template <platform Platform>
-status basic_device<Platform>::finish_scan() noexcept {
-  const scoped_lock guard(state_lock_);
-  const status result = change_state(device_state::running);
-  return result == status::ok ? result : change_state(device_state::block);
-}
-
-template <platform Platform>
-status basic_device<Platform>::check_rescan() const noexcept {
-  const bool open = state() == device_state::running && queue_.gate().pm_only() == 0;
-  return open ? status::ok : status::again;
-}
-
-// -- queries
-
-template <platform Platform>
-bool basic_device<Platform>::is_stopped() noexcept {
-  const scoped_lock guard(state_lock_);
-  return stopped_;
-}
-
-template <platform Platform>
-typename Platform::thread_id basic_device<Platform>::quiesced_by() noexcept {
-  const scoped_lock guard(state_lock_);
-  return quiesced_by_;
-}
-
-template <platform Platform>
-bool basic_device<Platform>::offline_reported() const noexcept {
-  // [offline.read] relaxed: as [offline.once].
-  return offline_reported_.load(std::memory_order_relaxed);
+  const scoped_lock last(state_lock_);  // whoever removed it has left it
 }
 
 }  // namespace pmgate::scsi
 
 #include <pmgate/detail/scsi/device_impl.hpp>
+#include <pmgate/detail/scsi/device_state_impl.hpp>
 
 #endif  // PMGATE_SCSI_DEVICE_HPP

@@ -14,6 +14,7 @@
 #include <atomic>
 #include <cstdint>
 
+#include <pmgate/block/tag_set.hpp>
 #include <pmgate/detail/scsi/busy_countdown.hpp>
 #include <pmgate/detail/scsi/device_list.hpp>
 #include <pmgate/platform.hpp>
@@ -43,6 +44,8 @@ struct basic_host_template {
   unsigned max_command_size = 260;  ///< bytes; longer ones are not sent
   /// Asks a device for its size and the like, if not null; see basic_device::check_rescan().
   void (*rescan)(basic_device<Platform>& which) noexcept = nullptr;
+  /// Whether queuecommand may sleep: then the work queue calls it, not who submits.
+  driver_kind kind = driver_kind::nonblocking;
 };
 
 /// What try_block() or try_unblock() did.
@@ -68,10 +71,15 @@ class basic_host {
   using command_type = basic_command<Platform>;
   using template_type = basic_host_template<Platform>;
   using block_report = basic_block_report<Platform>;
+  using time_point = typename Platform::time_point;
 
-  /// Starts in state running, without devices.
-  explicit basic_host(const template_type& driver) noexcept
-      : driver_(driver), count_(driver.can_queue, driver.max_blocked) {}
+  /// Without devices. Kernel: a host starts in CREATED, which holds nothing either, but does
+  /// not recover.
+  explicit basic_host(const template_type& driver, host_state start = host_state::running) noexcept
+      : driver_(driver),
+        state_(start),
+        held_(scsi::is_in_recovery(start) ? recovering : 0),
+        count_(driver.can_queue, driver.max_blocked) {}
   ~basic_host();
   basic_host(const basic_host&) = delete;
   basic_host& operator=(const basic_host&) = delete;
@@ -88,6 +96,9 @@ class basic_host {
   /// wait_blocked() of a device, with everything blocked.
   /// Blocks: for calls of queuecommand.  Kernel: scsi_host_block().
   status block() noexcept;
+  /// block() that waits until the deadline at most, and then returns timed_out: everything is
+  /// blocked, and the driver may still be in a call.
+  [[nodiscard]] status block_until(time_point deadline) noexcept;
 
   /// Unblocks every device that is not in CANCEL or DEL; see unblock() there.
   ///
@@ -105,10 +116,14 @@ class basic_host {
   /// Returns: as block(), and who refused.
   /// Blocks: as block(), and for another try_block().
   [[nodiscard]] block_report try_block() noexcept;
+  /// try_block() that waits for calls of queuecommand until the deadline at most: with
+  /// timed_out it has undone what it did.
+  [[nodiscard]] block_report try_block_until(time_point deadline) noexcept;
 
-  /// Unblocks what is blocked, and starts every queue that was left stopped.
+  /// Unblocks what is blocked or TRANSPORT_OFFLINE, and starts every queue that was left
+  /// stopped, in whatever state the device is, DEL too.
   ///
-  /// May be called again: a device that is not blocked is left alone, and none refuses.
+  /// May be called again: a device that is neither is left alone, and none refuses.
   /// Returns: ok; invalid for a new state that is neither RUNNING nor TRANSPORT_OFFLINE.
   /// Blocks: no.
   block_report try_unblock(device_state new_state) noexcept;
@@ -162,7 +177,8 @@ class basic_host {
 
   // -- state
 
-  /// Sets the state if the table allows it; runs nothing.
+  /// Sets the state if the table allows it; runs nothing but what was sent again during a
+  /// recovery that is over by this (Kernel: that stays where it is).
   ///
   /// Returns: ok; invalid, and nothing changed.  Blocks: no.
   /// Kernel: scsi_host_set_state().
@@ -186,12 +202,16 @@ class basic_host {
   status end_recovery() noexcept;
   /// Removes every device, as basic_device::remove(): CANCEL, and DEL in the end.
   ///
-  /// A host that recovers is removed all the same. A second call does nothing.
+  /// A host that recovers is removed all the same. A second call waits for the first one's
+  /// devices, and does nothing; nor does one for a host in DEL.
+  /// Returns: ok; what a device refused with last: the others are removed, the host stays in
+  /// CANCEL, and the next call goes on from there.
   /// Blocks: as that.  Kernel: scsi_remove_host().
-  void remove() noexcept;
+  status remove(typename device_type::unbind_fn unbind = nullptr, void* context = nullptr) noexcept;
   /// While set the host counts as recovering: a reset is under way.
   ///
-  /// Runs nothing; what is held goes out within 3 ms.  Kernel: tmf_in_progress.
+  /// Runs nothing but what was sent again meanwhile; what is held goes out within 3 ms.
+  /// Kernel: tmf_in_progress.
   void set_resetting(bool is_under_way) noexcept;
 
   // -- the driver's side
@@ -215,17 +235,29 @@ class basic_host {
 
   // -- queries
 
+  /// Calls visit(device) for each device that is not in CANCEL or DEL, in order of their
+  /// creation, up to the first for which it does not return ok.
+  ///
+  /// Holds no lock meanwhile: visit may block, and call any member. The device it is at is not
+  /// destroyed before it has returned, so it must not wait for that.
+  /// Returns: ok, or what stopped it.  Kernel: shost_for_each_device(), scsi_device_get().
+  template <class Visit>
+  status for_each_device(Visit visit) noexcept {
+    return devices_.for_each(&is_gettable, visit);
+  }
+
   [[nodiscard]] host_state state() const noexcept {
     // [host.state] acquire: pairs with [host.set].
     return state_.load(std::memory_order_acquire);
   }
   [[nodiscard]] bool is_in_recovery() const noexcept;
   [[nodiscard]] bool is_self_blocked() const noexcept;
-  /// Commands the driver has.  Kernel: scsi_host_busy().
+  /// Commands the driver has, and those just being offered to it.  Kernel: scsi_host_busy().
   [[nodiscard]] int busy() const noexcept { return count_.busy(); }
   /// The countdown after "host busy".  Kernel: host_blocked.
   [[nodiscard]] int blocked() const noexcept { return count_.blocked(); }
   [[nodiscard]] unsigned max_command_size() const noexcept { return driver_.max_command_size; }
+  [[nodiscard]] driver_kind kind() const noexcept { return driver_.kind; }
   [[nodiscard]] scsi_generation generation() const noexcept { return driver_.generation; }
   [[nodiscard]] void* context() const noexcept { return driver_.context; }
 
@@ -239,7 +271,12 @@ class basic_host {
   status block_all_of(Chosen is_chosen) noexcept;
   template <class Chosen>
   void unblock_all_of(Chosen is_chosen, device_state new_state) noexcept;
+  template <class Wait>
+  block_report try_block_with(Wait wait) noexcept;
+  status block_devices() noexcept;
   status wait_blocked() noexcept;
+  status wait_blocked_until(time_point deadline) noexcept;
+  void kick_requeued() noexcept;
   void run_queues() noexcept;
   typename countdown::answer take() noexcept;
   void give() noexcept;
@@ -254,8 +291,8 @@ class basic_host {
   status leave_recovery() noexcept;
 
   const template_type driver_;
-  typename Platform::template atomic<host_state> state_{host_state::running};
-  typename Platform::template atomic<std::uint32_t> held_{0};  // why commands wait, as bits
+  typename Platform::template atomic<host_state> state_;
+  typename Platform::template atomic<std::uint32_t> held_;  // why commands wait, as bits
   countdown count_;
   devices devices_;
   typename Platform::mutex state_lock_;  // state_'s writers

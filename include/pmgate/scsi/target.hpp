@@ -25,11 +25,15 @@ template <platform Platform>
 class basic_target {
  public:
   /// can_queue: commands the target takes at a time; 0: no limit, and then "target
-  /// busy" delays nothing either. single_lun: one of its devices at a time. parent: what it
-  /// hangs on, a remote port for one; see basic_host::block_targets().
-  explicit basic_target(int can_queue = 0, bool single_lun = false,
+  /// busy" delays nothing either. single_lun: one of its devices at a time. max_blocked: where
+  /// the countdown after "target busy" begins. parent: what it hangs on, a remote port for
+  /// one; see basic_host::block_targets().
+  explicit basic_target(int can_queue = 0, bool single_lun = false, int max_blocked = 3,
                         const void* parent = nullptr) noexcept
-      : limited_(can_queue > 0), single_lun_(single_lun), parent_(parent), count_(can_queue, 3) {}
+      : limited_(can_queue > 0),
+        single_lun_(single_lun),
+        parent_(parent),
+        count_(can_queue, max_blocked) {}
   basic_target(const basic_target&) = delete;
   basic_target& operator=(const basic_target&) = delete;
 

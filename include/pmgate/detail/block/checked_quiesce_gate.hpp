@@ -92,6 +92,13 @@ class basic_quiesce_gate<checked_platform<Base>> {
         },
         [&]() noexcept { return inner_.wait_quiesced(); });
   }
+  [[nodiscard]] status wait_quiesced_until(typename Base::time_point deadline,
+                                           call_site where = call_site::current()) noexcept {
+    if (would_wait_for_itself(where)) return status::deadlock;
+    core::registry().before_wait(core::here(), section(), where);
+    const call under_way(life_.id, where);
+    return inner_.wait_quiesced_until(deadline);
+  }
   [[nodiscard]] status quiesce_or_wait(waiter& queued,
                                        call_site where = call_site::current()) noexcept {
     quiesce_nowait(where);
@@ -191,10 +198,7 @@ class basic_quiesce_gate<checked_platform<Base>> {
                                         "a thread would wait for its own section");
   }
   /// As many_gates uses it: after a grace period.
-  status wait_for_sections() noexcept {
-    if (would_wait_for_itself(call_site::current())) return status::deadlock;
-    return detail::many_gates::wait_for_sections(inner_);
-  }
+  bool is_quiet() noexcept { return detail::many_gates::is_quiet(inner_); }
   void leave_ticket(std::uint64_t serial) noexcept {
     core::registry().give_back(core::here(), serial);
     inner_.end_dispatch();

@@ -118,6 +118,11 @@ class dispatcher {
   void start_stopped() noexcept;
   void requeue(request_type& rq, bool kick) noexcept;
   void kick_requeued() noexcept { (void)works_.queue(requeue_work_); }
+  /// The same, if anything was requeued; what was not does not run the queue.
+  void kick_if_requeued() noexcept {
+    const scoped_lock guard(lock_);
+    if (!requeued_.empty()) kick_requeued();
+  }
   /// Ends asynchronous runs, and waits for those under way.
   void cancel_runs() noexcept;
 

@@ -21,7 +21,7 @@ namespace pmgate::scsi {
 // -- commands
 
 /// Fills in the command.  Returns: how it enters. Before 5.11 what is special passes as PM
-/// does now.
+/// does now, and both although the queue is runtime-suspended.
 template <platform Platform>
 enter_flags basic_device<Platform>::prepare(command_type& item, command_flags flags) noexcept {
   const bool special_passes = host_.generation() != newest;
@@ -29,6 +29,7 @@ enter_flags basic_device<Platform>::prepare(command_type& item, command_flags fl
       has(flags, command_flags::pm) || (special_passes && has(flags, command_flags::special));
   enter_flags entry = enter_flags::none;
   if (privileged) entry = entry | enter_flags::pm;
+  if (privileged && special_passes) entry = entry | enter_flags::although_suspended;
   if (has(flags, command_flags::nowait)) entry = entry | enter_flags::nowait;
   if (!item.is_idle()) return entry;  // misuse, which the queue refuses
   item.device_ = this;
@@ -57,6 +58,10 @@ void basic_device<Platform>::complete(command_type& item, int result_word) noexc
     item.handled_->publish_add(1);  // the last touch: the error handler may have gone on
     return;
   }
+  if (!item.is_with_driver()) [[unlikely]] {
+    Platform::misuse("complete() of a command the driver does not have");
+    return;
+  }
   if (!take_started(item.tag())) return;  // too late: it took too long
   if (item.with_handler_) [[unlikely]] {
     Platform::misuse("complete() of a command that the error handler has");
@@ -83,12 +88,27 @@ void basic_device<Platform>::end(command_type& item, int result_word) noexcept {
   host_.give();
   host_.devices_.run_starved();
   if (again) {
-    item.mark_prepared();
-    queue_.requeue(item);
+    send_again(item);
     return;
   }
   if (status_byte == status_reservation_conflict) result_word |= 0x100;
   finish(item, result_word);
+}
+
+/// While the host recovers the command waits where no run finds it, for kick_requeued() of
+/// the host. The recovery may end before it is there: then it is for us to kick, and
+/// an entry of our own keeps the device meanwhile.
+template <platform Platform>
+void basic_device<Platform>::send_again(command_type& item) noexcept {
+  item.mark_prepared();
+  if (!host_.is_in_recovery()) [[likely]] {
+    queue_.requeue(item);
+    return;
+  }
+  queue_.gate().get(1);
+  queue_.requeue(item, false);
+  if (!host_.is_in_recovery()) queue_.kick_requeued();
+  queue_.exit();
 }
 
 template <platform Platform>
@@ -204,8 +224,7 @@ dispatch_status basic_device<Platform>::check_state(const command_type& item) no
     case cancel: return item.is_pm() ? dispatch_status::ok : dispatch_status::io_error;
     case quiesce:
       if (item.is_pm()) return dispatch_status::ok;
-      if (host_.generation() == newest) {
-        // Each time it is offered; the kernel warns once.
+      if (host_.generation() == newest) {  // at each offer; the kernel warns once
         trace_event<Platform>("scsi: ordinary command in a quiesced device", this);
       }
       return dispatch_status::resource;
@@ -252,22 +271,24 @@ dispatch_status basic_device<Platform>::send(command_type& item) noexcept {
   return result;
 }
 
+/// What the driver is not to see ends as if the driver had completed it.
+template <platform Platform>
+void basic_device<Platform>::end_unsent(command_type& item, bool gone) noexcept {
+  end(item, gone ? did_no_connect : did_abort);
+}
+
 template <platform Platform>
 dispatch_status basic_device<Platform>::hand_over(command_type& item) noexcept {
+  // [sent.up] relaxed: as [sent.read]. Before the call: afterwards the device may be gone.
+  (void)sent_.fetch_add(1, std::memory_order_relaxed);
   const device_state now = state();
   int refusal = device_busy;
   if (!is_blocked(now)) {
     const bool too_long = item.size_ > host_.max_command_size();
-    if (now == device_state::del || too_long || host_.state() == host_state::del) {
-      const bool gone = now == device_state::del || !too_long;
-      target_.give();
-      count_.give();
-      host_.give();
-      finish(item, gone ? did_no_connect : did_abort);
+    if (now == device_state::del || too_long || host_.state() == host_state::del) [[unlikely]] {
+      end_unsent(item, now == device_state::del || !too_long);
       return dispatch_status::ok;
     }
-    // [sent.up] relaxed: as [sent.read]. Before the call: afterwards the device may be gone.
-    (void)sent_.fetch_add(1, std::memory_order_relaxed);
     const unsigned tag = item.tag();
     remember(item);
     refusal = host_.queuecommand(item);
@@ -275,9 +296,9 @@ dispatch_status basic_device<Platform>::hand_over(command_type& item) noexcept {
       return dispatch_status::ok;
     // Refused after its time was over: the error handler has it.
     if (!take_started(tag)) return dispatch_status::ok;
-    // [sent.down] relaxed: as [sent.read].
-    (void)sent_.fetch_sub(1, std::memory_order_relaxed);
   }
+  // [sent.down] relaxed: as [sent.read].
+  (void)sent_.fetch_sub(1, std::memory_order_relaxed);
   switch (refusal) {
     case device_busy: count_.start_countdown(); break;
     case target_busy: target_.count_.start_countdown(); break;

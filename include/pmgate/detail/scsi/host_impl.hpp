@@ -21,10 +21,20 @@ namespace pmgate::scsi {
 // -- holding everything
 
 template <platform Platform>
+status basic_host<Platform>::block_devices() noexcept {
+  return devices_.for_each(&is_gettable, [](device_type& entry) { return entry.block_nowait(); });
+}
+
+template <platform Platform>
 status basic_host<Platform>::block() noexcept {
-  const status blocked =
-      devices_.for_each(&is_gettable, [](device_type& entry) { return entry.block_nowait(); });
+  const status blocked = block_devices();
   return blocked == status::ok ? wait_blocked() : blocked;
+}
+
+template <platform Platform>
+status basic_host<Platform>::block_until(time_point deadline) noexcept {
+  const status blocked = block_devices();
+  return blocked == status::ok ? wait_blocked_until(deadline) : blocked;
 }
 
 /// One grace period for all devices.
@@ -34,13 +44,29 @@ status basic_host<Platform>::wait_blocked() noexcept {
 }
 
 template <platform Platform>
+status basic_host<Platform>::wait_blocked_until(time_point deadline) noexcept {
+  return wait_quiesced_all_until(typename devices::stopped_gates(devices_), deadline);
+}
+
+template <platform Platform>
 status basic_host<Platform>::unblock(device_state new_state) noexcept {
   return devices_.for_each(&is_gettable,
                            [new_state](device_type& entry) { return entry.unblock(new_state); });
 }
 
 template <platform Platform>
-typename basic_host<Platform>::block_report basic_host<Platform>::try_block() noexcept {
+auto basic_host<Platform>::try_block() noexcept -> block_report {
+  return try_block_with([this]() noexcept { return wait_blocked(); });
+}
+
+template <platform Platform>
+auto basic_host<Platform>::try_block_until(time_point deadline) noexcept -> block_report {
+  return try_block_with([this, deadline]() noexcept { return wait_blocked_until(deadline); });
+}
+
+template <platform Platform>
+template <class Wait>
+auto basic_host<Platform>::try_block_with(Wait wait) noexcept -> block_report {
   const scoped_lock one_at_a_time(try_lock_);
   block_report report;
   report.result = devices_.for_each(&is_gettable, [&report](device_type& entry) {
@@ -48,7 +74,7 @@ typename basic_host<Platform>::block_report basic_host<Platform>::try_block() no
     if (blocked != status::ok) report.refused = &entry;
     return blocked;
   });
-  if (report.result == status::ok) report.result = wait_blocked();
+  if (report.result == status::ok) report.result = wait();
   const bool undo = report.result != status::ok;
   (void)devices_.for_each(&devices::is_any, [undo](device_type& entry) {
     entry.end_undoably(undo);
@@ -63,7 +89,7 @@ typename basic_host<Platform>::block_report basic_host<Platform>::try_unblock(
   if (new_state != device_state::running && new_state != device_state::transport_offline) {
     return {status::invalid};
   }
-  (void)devices_.for_each(&devices::is_not_deleted, [new_state](device_type& entry) {
+  (void)devices_.for_each(&devices::is_any, [new_state](device_type& entry) {
     entry.start_blocked(new_state);
     return status::ok;
   });
@@ -147,8 +173,19 @@ void basic_host<Platform>::unblock_requests() noexcept {
   run_queues();
 }
 
+/// What was sent again during a recovery goes back to its queue.
+template <platform Platform>
+void basic_host<Platform>::kick_requeued() noexcept {
+  if (is_in_recovery()) return;
+  (void)devices_.for_each(&devices::is_any, [](device_type& entry) {
+    entry.queue().kick_if_requeued();
+    return status::ok;
+  });
+}
+
 template <platform Platform>
 void basic_host<Platform>::run_queues() noexcept {
+  kick_requeued();
   (void)devices_.for_each(&devices::is_not_deleted, [](device_type& entry) {
     entry.queue().run();
     return status::ok;
@@ -213,14 +250,22 @@ status basic_host<Platform>::change_state(host_state to) noexcept {
 
 template <platform Platform>
 status basic_host<Platform>::set_state(host_state to) noexcept {
-  const scoped_lock guard(state_lock_);
-  return change_state(to);
+  status result = status::ok;
+  {
+    const scoped_lock guard(state_lock_);
+    result = change_state(to);
+  }
+  kick_requeued();
+  return result;
 }
 
 template <platform Platform>
 void basic_host<Platform>::force_state(host_state to) noexcept {
-  const scoped_lock guard(state_lock_);
-  assign_state(to);
+  {
+    const scoped_lock guard(state_lock_);
+    assign_state(to);
+  }
+  kick_requeued();
 }
 
 template <platform Platform>
@@ -260,28 +305,34 @@ bool basic_host<Platform>::await_recovery(const device_type& which) noexcept {
   return is_online(which.state());
 }
 
+/// One that recovers goes on recovering, although the table would let it leave.
 template <platform Platform>
-void basic_host<Platform>::remove() noexcept {
+status basic_host<Platform>::remove(typename device_type::unbind_fn unbind,
+                                    void* context) noexcept {
   {
     const scoped_lock guard(state_lock_);
-    if (state() == host_state::cancel || state() == host_state::cancel_recovery) return;
-    if (change_state(host_state::cancel) != status::ok &&
+    if (state() != host_state::cancel_recovery && change_state(host_state::cancel) != status::ok &&
         change_state(host_state::cancel_recovery) != status::ok) {
-      return;
+      return status::ok;
     }
   }
-  (void)devices_.for_each(&devices::is_not_deleted, [](device_type& entry) {
-    entry.remove();
+  status result = status::ok;
+  (void)devices_.for_each(&devices::is_any, [unbind, context, &result](device_type& entry) {
+    const status removed = entry.remove(unbind, context);
+    if (removed != status::ok) result = removed;
     return status::ok;
   });
+  if (result != status::ok) return result;
   const scoped_lock guard(state_lock_);
   if (change_state(host_state::del) != status::ok) (void)change_state(host_state::del_recovery);
+  return result;
 }
 
 template <platform Platform>
 void basic_host<Platform>::set_resetting(bool is_under_way) noexcept {
   hold(resetting, is_under_way);
   tell_handler();
+  kick_requeued();
 }
 
 template <platform Platform>
