@@ -23,6 +23,11 @@ class basic_freeze_gate<default_platform> {
   explicit basic_freeze_gate(gate_start = gate_start::percpu) noexcept {}
   [[nodiscard]] status enter(enter_flags = {}) noexcept { return status::ok; }
   [[nodiscard]] bool try_enter(enter_flags = {}) noexcept { return true; }
+  [[nodiscard]] status enter_until(time_point, enter_flags = {}) noexcept { return status::ok; }
+  template <class Gone>
+  [[nodiscard]] status enter_unless(Gone, enter_flags = {}) noexcept {
+    return status::ok;
+  }
   void exit(std::intptr_t = 1) noexcept {}
   void get(std::intptr_t) noexcept {}
   void switch_to_percpu() noexcept {}
