@@ -922,7 +922,8 @@ TEST_CASE("an upper driver that removes its device again while it lets go of it 
   CHECK(rig.dev().queue().gate().depth() == 1);
 }
 
-TEST_CASE("removal ends what a stopped device holds, whatever its state says") {
+TEST_CASE(
+    "removal waits for what a device holds that is stopped and not blocked: try_unblock ends it") {
   scsi_rig rig;
   counted_command held;
   REQUIRE(rig.dev().block_nowait() == status::ok);
@@ -930,6 +931,11 @@ TEST_CASE("removal ends what a stopped device holds, whatever its state says") {
   REQUIRE(rig.dev().set_state(device_state::running) == status::ok);
   worker remover([&] { CHECK(rig.dev().remove() == status::ok); });
   while (rig.dev().queue().gate().depth() == 0) std::this_thread::yield();
+  rig.settle();
+  CHECK(remover.is_blocked());
+  CHECK(rig.dev().state() == device_state::del);
+
+  CHECK(rig.adapter.try_unblock(device_state::running).result == status::ok);
   rig.settle();
   remover.join();
 

@@ -176,9 +176,10 @@ class basic_device {
   /// Removes the device: what is held fails, nobody gets in any more.
   ///
   /// unbind, if there is one, is called once, while the device is in CANCEL and takes
-  /// privileged commands still; a blocked device is in DEL by then. What is stopped is
-  /// started (Kernel: if the state is BLOCK or CREATED_BLOCK). A second call waits for the
-  /// first, and does nothing; nor does one for a device that is in DEL otherwise.
+  /// privileged commands still; a blocked device is in DEL by then, and started. One that is
+  /// stopped in another state stays so: what it holds is waited for until
+  /// basic_host::try_unblock() starts it. A second call waits for the first, and does nothing;
+  /// nor does one for a device that is in DEL otherwise.
   /// Returns: ok: nobody is inside; not_permitted: the platform refused the grace period, the
   /// device is in DEL, and the next call goes on from there; again only where it cannot block;
   /// deadlock, and reported, from unbind.
@@ -235,13 +236,13 @@ class basic_device {
   using request_type = basic_request<Platform>;
   using countdown = detail::busy_countdown<Platform>;
 
-  /// How far the removal is; from `open` on the device is in DEL.
+  /// How far the removal is.
   enum class removal : std::uint8_t {
-    none,
+    none,  ///< not begun; or over, and the state is DEL
     under_way,
-    open,    ///< the platform refused to close the entry
+    open,    ///< in DEL, but the platform refused to close the entry
     closed,  ///< nobody gets in, and nobody waits until the last is out
-    over,
+    over,    ///< of begin_removal(): nothing to do
   };
 
   static constexpr scsi_generation newest = scsi_generation::v6_12;
@@ -271,7 +272,7 @@ class basic_device {
   void take_overdue(Visit visit) noexcept;
   removal begin_removal() noexcept;
   void end_removal(removal end) noexcept;
-  void leave_service(bool for_good) noexcept;
+  void leave_service() noexcept;
 
   /// What a block that may be undone gives back, as far as nobody else has changed it.
   struct undo {

@@ -228,8 +228,7 @@ auto basic_device<Platform>::begin_removal() noexcept -> removal {
     {
       const scoped_lock guard(state_lock_);
       const removal found = removal_;
-      const bool elsewhere = found == removal::none && state() == device_state::del;
-      if (elsewhere || found == removal::over) return removal::over;
+      if (found == removal::none && state() == device_state::del) return removal::over;
       if (found != removal::under_way) {
         removal_ = removal::under_way;
         remover_ = Platform::this_thread();
@@ -256,11 +255,11 @@ void basic_device<Platform>::end_removal(removal end) noexcept {
 /// CANCEL, or at once DEL if the table does not allow that: then what is held fails now,
 /// and the upper driver finds the device gone.
 template <platform Platform>
-void basic_device<Platform>::leave_service(bool for_good) noexcept {
+void basic_device<Platform>::leave_service() noexcept {
   bool start = false;
   {
     const scoped_lock guard(state_lock_);
-    if (for_good || change_state(device_state::cancel) != status::ok) {
+    if (change_state(device_state::cancel) != status::ok) {
       assign_state(device_state::del);
       start = take_stop();
     }
@@ -274,16 +273,16 @@ status basic_device<Platform>::remove(unbind_fn unbind, void* context) noexcept 
   if (found == removal::over) return status::ok;
   if (found == removal::under_way) return status::deadlock;
   if (found == removal::none) {
-    leave_service(false);
+    leave_service();
     if (unbind != nullptr) unbind(*this, context);
-    leave_service(true);
+    force_state(device_state::del);
     queue_.gate().mark_dying();
   }
   status result = status::ok;
   if (found != removal::closed) result = queue_.start_drain();
   removal end = result == status::ok ? removal::closed : removal::open;
   if (result == status::ok) result = queue_.freeze_wait();
-  if (result == status::ok) end = removal::over;
+  if (result == status::ok) end = removal::none;  // the state says that it is over
   end_removal(end);
   return result;
 }
