@@ -438,7 +438,11 @@ TEST_CASE("many devices are blocked with one grace period, and none if it is ref
         adapter, where, works, pmgate::scsi::device_limits{}, pmgate::gate_start::atomic));
     REQUIRE(devices.back()->set_state(running) == status::ok);
   }
+  pmgate::scsi::basic_host<deferred_platform> nobody({&no_driver::queuecommand});
+  const int start = testing::grace().synchronized() + testing::grace().requested();
+  CHECK(nobody.block() == status::ok);  // waits all the same
   const int before = testing::grace().synchronized() + testing::grace().requested();
+  CHECK(before == start + 1);
 
   CHECK(adapter.block() == status::ok);
   CHECK(testing::grace().synchronized() + testing::grace().requested() == before + 1);

@@ -300,6 +300,12 @@ TEST_CASE("scenario 37: and takes one grace period for all of them; so does free
   CHECK(grace().begun() == before + 1);
   set.unquiesce();
 
+  basic_tag_set<deferred_platform> nobody(4);
+  before = grace().begun();
+  CHECK(nobody.quiesce() == status::ok);  // waits all the same
+  CHECK(grace().begun() == before + 1);
+  nobody.unquiesce();
+
   before = grace().begun();
   CHECK(set.freeze() == status::ok);
   CHECK(grace().begun() == before + 1);

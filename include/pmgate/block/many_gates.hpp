@@ -216,6 +216,8 @@ void quiesce_nowait_all(Range&& gates) noexcept {
 /// meanwhile, nothing is promised of that gate.
 /// Returns: as wait_quiesced().
 /// Cost: one grace period, and one more for each gate that somebody is inside still.
+///
+/// An empty range takes no grace period: nothing in it says of which platform.
 template <class Range>
 status wait_quiesced_all(Range&& gates) noexcept {
   using detail::many_gates;

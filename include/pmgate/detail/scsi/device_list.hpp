@@ -174,6 +174,7 @@ class device_list<Platform>::stopped_gates {
   explicit stopped_gates(device_list& list) noexcept : list_(list) {}
   iterator begin() noexcept { return iterator(list_); }
   sentinel end() const noexcept { return {}; }
+  bool empty() noexcept { return !(begin() != end()); }
 
  private:
   device_list& list_;

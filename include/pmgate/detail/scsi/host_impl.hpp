@@ -37,15 +37,19 @@ status basic_host<Platform>::block_until(time_point deadline) noexcept {
   return blocked == status::ok ? wait_blocked_until(deadline) : blocked;
 }
 
-/// One grace period for all devices.
+/// One grace period for all devices, and one if there is none, as in the kernel.
 template <platform Platform>
 status basic_host<Platform>::wait_blocked() noexcept {
-  return wait_quiesced_all(typename devices::stopped_gates(devices_));
+  typename devices::stopped_gates gates(devices_);
+  if (gates.empty()) return Platform::synchronize() ? status::ok : status::not_permitted;
+  return wait_quiesced_all(gates);
 }
 
 template <platform Platform>
 status basic_host<Platform>::wait_blocked_until(time_point deadline) noexcept {
-  return wait_quiesced_all_until(typename devices::stopped_gates(devices_), deadline);
+  typename devices::stopped_gates gates(devices_);
+  if (gates.empty()) return Platform::synchronize() ? status::ok : status::not_permitted;
+  return wait_quiesced_all_until(gates, deadline);
 }
 
 template <platform Platform>
