@@ -280,6 +280,24 @@ TEST_CASE("a wait for a quiesce that is undone ends, whatever sections come and 
       });
 }
 
+TEST_CASE("who waits for a range sees what its sections have done, and is told of a refusal") {
+  const auto look_in_section = [](auto& s) {
+    if (!s.gate.try_dispatch()) return;
+    (void)s.data.read();
+    s.gate.end_dispatch();
+  };
+  const auto quiesce_range = [](auto& s) {
+    const std::array range{&s.gate};
+    if (pmgate::quiesce_all(range) == status::ok) s.data.write(1);
+    pmgate::unquiesce_all(range);
+  };
+  hold_on_all_models<sectioned>("dispatch x dispatch x quiesce of a range", {.preemptions = 3},
+                                look_in_section, look_in_section, quiesce_range);
+  hold_on_all_models<sectioned>("dispatch x dispatch x refused quiesce of a range",
+                                {.preemptions = 3, .refused_graces = 1}, look_in_section,
+                                look_in_section, quiesce_range);
+}
+
 TEST_CASE("a wait of a range for a quiesce that is undone and comes again ends") {
   hold_on_all_models<sectioned>(
       "quiesce_nowait, wait of a range x unquiesce, quiesce_nowait x dispatch", {.preemptions = 3},
