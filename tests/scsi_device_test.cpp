@@ -181,6 +181,45 @@ TEST_CASE("scenario 5: a quiesced device refuses a normal NOWAIT command and tak
   rig.dev().resume();
 }
 
+TEST_CASE("scenario 5: who must not sleep is told that his command goes out, when it does") {
+  struct waiter : pmgate::scsi::basic_command_waiter<virtual_platform> {
+    waiter() : pmgate::scsi::basic_command_waiter<virtual_platform>(&on_resume) {}
+    static void on_resume(pmgate::scsi::basic_command_waiter<virtual_platform>& self,
+                          status result) noexcept {
+      ++static_cast<waiter&>(self).times;
+      static_cast<waiter&>(self).answer = result;
+    }
+    int times = 0;
+    status answer = status::invalid;
+  };
+  scsi_rig rig({device_state::running});
+  waiter queued;
+  counted_command normal;
+  counted_command other;
+  REQUIRE(rig.dev().quiesce() == status::ok);
+  CHECK(rig.dev().submit_until(other.item, virtual_platform::now()) == status::timed_out);
+  CHECK(rig.dev().submit_or_wait(queued, normal.item) == status::in_progress);
+  CHECK(rig.dev().submit_or_wait(queued, other.item) == status::busy);
+  CHECK(rig.lld.taken() == 0);
+
+  rig.dev().resume();
+  CHECK(queued.times == 1);
+  CHECK(queued.answer == status::ok);
+  CHECK(rig.lld.has(normal.item));
+  CHECK(rig.dev().submit_or_wait(queued, other.item) == status::ok);
+  rig.lld.complete_all();
+  CHECK(normal.ends == 1);
+  CHECK(other.ends == 1);
+
+  REQUIRE(rig.dev().quiesce() == status::ok);
+  CHECK(rig.dev().submit_or_wait(queued, normal.item) == status::in_progress);
+  CHECK(rig.dev().cancel(queued));
+  rig.dev().resume();
+  CHECK(queued.times == 1);
+  CHECK(rig.lld.taken() == 0);
+  CHECK(rig.misuse.take() == 1);  // queued twice
+}
+
 TEST_CASE("scenario 6: one resume undoes two quiesces of one thread, a second does nothing") {
   scsi_rig rig;
 

@@ -12,6 +12,7 @@
 #include <cstdint>
 
 #include <pmgate/block/request.hpp>
+#include <pmgate/block/request_waiter.hpp>
 #include <pmgate/platform.hpp>
 
 namespace pmgate::scsi {
@@ -89,6 +90,36 @@ class basic_command : public basic_request<Platform> {
 };
 
 using command = basic_command<default_platform>;
+
+/// A place in the line of those who want to send a command and must not sleep; see
+/// basic_request_waiter, whose rules it shares.
+template <platform Platform>
+class basic_command_waiter : private basic_request_waiter<Platform> {
+  using base = basic_request_waiter<Platform>;
+
+ public:
+  /// result: ok: the command is sent right after this; no_device; canceled.
+  using resume_fn = void (*)(basic_command_waiter& self, status result) noexcept;
+
+  /// Precondition: callback is not null.
+  explicit basic_command_waiter(resume_fn callback) noexcept : base(&on_resume), tell_(callback) {}
+
+  using base::is_queued;
+
+ private:
+  friend class basic_device<Platform>;
+  static void on_resume(base& self, status result) noexcept {
+    auto& waiter = static_cast<basic_command_waiter&>(self);
+    basic_command<Platform>& item = *waiter.item_;
+    waiter.tell_(waiter, result);  // it may be gone
+    if (result == status::ok) item.device().queue().execute_nowait(item);
+  }
+
+  resume_fn tell_;
+  basic_command<Platform>* item_ = nullptr;
+};
+
+using command_waiter = basic_command_waiter<default_platform>;
 
 /// Where a device remembers one command that the driver has. Whoever takes it out ends it.
 template <platform Platform>

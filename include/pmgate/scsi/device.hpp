@@ -86,6 +86,21 @@ class basic_device {
   /// calls.
   [[nodiscard]] status submit(command_type& item, command_flags flags = {}) noexcept;
 
+  /// submit() that queues a waiter instead of sleeping.
+  ///
+  /// Returns: as submit(), and then the waiter was not needed; in_progress: he is queued,
+  /// and the command is the device's, until he is resumed or a cancel() returns true; busy:
+  /// he is queued already.  Blocks: no, unless the driver does.
+  [[nodiscard]] status submit_or_wait(basic_command_waiter<Platform>& queued, command_type& item,
+                                      command_flags flags = {}) noexcept;
+  /// submit() that gives up at the deadline with timed_out.
+  [[nodiscard]] status submit_until(command_type& item, typename Platform::time_point deadline,
+                                    command_flags flags = {}) noexcept;
+  /// Takes a waiter out of his line; see basic_request_queue::cancel().
+  [[nodiscard]] bool cancel(basic_command_waiter<Platform>& queued) noexcept {
+    return queue_.cancel(queued);
+  }
+
   /// Ends a command that the driver has taken.
   ///
   /// Status BUSY and TASK SET FULL, and DID_RESET if it asked for that, send it again

@@ -52,6 +52,25 @@ status basic_device<Platform>::submit(command_type& item, command_flags flags) n
 }
 
 template <platform Platform>
+status basic_device<Platform>::submit_or_wait(basic_command_waiter<Platform>& queued,
+                                              command_type& item, command_flags flags) noexcept {
+  const enter_flags entry = prepare(item, flags);
+  if (!queued.is_queued()) queued.item_ = &item;
+  const status got = queue_.alloc_or_wait(queued, item, entry);
+  if (got == status::ok) queue_.execute_nowait(item);
+  return got;
+}
+
+template <platform Platform>
+status basic_device<Platform>::submit_until(command_type& item,
+                                            typename Platform::time_point deadline,
+                                            command_flags flags) noexcept {
+  const status got = queue_.alloc_until(item, deadline, prepare(item, flags));
+  if (got == status::ok) queue_.execute_nowait(item);
+  return got;
+}
+
+template <platform Platform>
 void basic_device<Platform>::complete(command_type& item, int result_word) noexcept {
   if (item.handled_ != nullptr) {
     item.result_word_ = result_word;
