@@ -110,9 +110,9 @@ class basic_command_waiter : private basic_request_waiter<Platform> {
   friend class basic_device<Platform>;
   static void on_resume(base& self, status result) noexcept {
     auto& waiter = static_cast<basic_command_waiter&>(self);
-    basic_command<Platform>& item = *waiter.item_;
+    basic_command<Platform>& wanted = *waiter.item_;
     waiter.tell_(waiter, result);  // it may be gone
-    if (result == status::ok) item.device().queue().execute_nowait(item);
+    if (result == status::ok) wanted.device().queue().execute_nowait(wanted);
   }
 
   resume_fn tell_;
