@@ -309,7 +309,7 @@ void dispatcher<Platform>::issue_unlock(request_type& rq) noexcept {
     rq.place_ = place::queued;
     passed_.push_back(rq);
     note_queued_locked();
-    offer_unlock();
+    run_unlock();
   }
   sections_.end_dispatch();
 }
