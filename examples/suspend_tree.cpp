@@ -16,8 +16,7 @@
 namespace {
 
 namespace pm = pmgate::pm;
-using pm::phase;
-using pmgate::status;
+using pm::phase, pmgate::status;
 
 struct host_driver {
   host_driver(pm::device_tree& tree, pm::scope& bus) : power(tree, "host", &bus) {}
