@@ -201,7 +201,7 @@ TEST_CASE("a block that nobody waits for loses nothing either") {
 
 TEST_CASE("a try_block that is refused loses no command on the way back") {
   hold_on_all_models<one_refusing>(
-      "submit x try_block, refused", {.preemptions = 3}, submit_first, [](auto& s) {
+      "submit x try_block, refused", {.preemptions = 2}, submit_first, [](auto& s) {
         const auto report = s.host.try_block();
         sim::expect(report.result == status::invalid && report.refused == &*s.devices[1],
                     "try_block() was not refused");
@@ -213,7 +213,7 @@ TEST_CASE("what others do to a device while a try_block fails stays as they want
                                             {.preemptions = 1}, submit_first, try_block_in_vain,
                                             [](auto& s) { s.devices[0]->resume(); });
   hold_on_all_models<blocked_and_refusing>(
-      "submit x try_block, refused x block_nowait", {.preemptions = 2}, submit_first,
+      "submit x try_block, refused x block_nowait", {.preemptions = 1}, submit_first,
       try_block_in_vain, [](auto& s) {
         sim::expect(s.devices[0]->block_nowait() == status::ok, "block_nowait() was refused");
       });
