@@ -1085,17 +1085,39 @@ TEST_CASE("scenario 30: a reset under way holds commands, and they go out soon a
   rig.lld.complete_all();
 }
 
+TEST_CASE("who has got his room is not run by the completions of others any more") {
+  scsi_rig rig({device_state::running, device_state::running});
+  counted_command first, second;
+  REQUIRE(rig.dev(0).submit(first.item) == status::ok);
+  rig.adapter.block_requests();
+  REQUIRE(rig.dev(1).submit(second.item) == status::ok);  // starved
+  rig.dev(1).force_state(device_state::block);
+  rig.adapter.unblock_requests();  // runs it: it is blocked now, and waits for a run of its own
+  rig.settle();
+  REQUIRE(rig.dev(1).set_state(device_state::running) == status::ok);
+  rig.settle();
+
+  rig.lld.complete_one();
+  rig.settle();
+  CHECK(first.ends == 1);
+  CHECK(rig.lld.calls() == 1);
+  rig.dev(1).queue().run();
+  CHECK(rig.lld.has(second.item));
+  rig.lld.complete_all();
+}
+
 TEST_CASE("what is sent again during a recovery stays where it is until the recovery ends") {
   using enum host_state;
   struct way {
     void (*begin)(host&);
     void (*end)(host&);
+    bool bare = false;  // a mere change of the state, which runs nothing
   };
   const way ways[] = {
       {[](host& h) { (void)h.begin_recovery(); }, [](host& h) { (void)h.end_recovery(); }},
       {[](host& h) { (void)h.begin_recovery(); },
-       [](host& h) { (void)h.set_state(host_state::running); }},
-      {[](host& h) { h.force_state(recovery); }, [](host& h) { h.force_state(cancel); }},
+       [](host& h) { (void)h.set_state(host_state::running); }, true},
+      {[](host& h) { h.force_state(recovery); }, [](host& h) { h.force_state(cancel); }, true},
       {[](host& h) { h.set_resetting(true); }, [](host& h) { h.set_resetting(false); }},
   };
   for (const way& each : ways) {
@@ -1111,6 +1133,9 @@ TEST_CASE("what is sent again during a recovery stays where it is until the reco
     CHECK(retried.ends == 0);
 
     each.end(rig.adapter);
+    rig.settle();
+    CHECK(retried.ends == (each.bare ? 0 : 1));
+    rig.adapter.unblock_requests();  // runs all queues
     rig.settle();
 
     CHECK(retried.ends == 1);

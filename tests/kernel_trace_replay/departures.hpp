@@ -33,15 +33,16 @@ inline constexpr std::array<departure, 4> departures = {{
      "may pass; the library wakes everybody who waits. The replayer withholds these wake-ups."},
     {"one-grace-period",
      "The dispatch of a BLOCKING tag set has a grace period of its own, which plain readers do not "
-     "hold up; the library counts its sections, and a platform has one grace period. Where such "
-     "a queue is quiesced the replayer has readers hold up nothing."},
+     "hold up, and which all queues of the set share; the library counts the sections of each "
+     "queue, and a platform has one grace period. Where such a queue is quiesced the replayer has "
+     "readers hold up nothing, and waits for the driver's calls of the whole set."},
     {"device-order",
      "Which of several devices of a host has its queue run first is specified nowhere, and with "
      "timed runs depends on the clock: events of different devices have no order."},
 }};
 
 /// The cases of departure misuse: what the kernel has done, and how it is made up for.
-inline constexpr std::array<departure, 7> misuses = {{
+inline constexpr std::array<departure, 8> misuses = {{
     {"second-kill",
      "a kill() too many confirms, and drops a reference of somebody else: the replayer confirms "
      "and puts one"},
@@ -56,7 +57,11 @@ inline constexpr std::array<departure, 7> misuses = {{
     {"pm-only-balanced",
      "a clear_pm_only() too many makes it -1, which closes the gate: raised while there is a debt"},
     {"suspend-once",
-     "a suspend check of a device that is not active raises pm_only once more: raised"},
+     "a suspend check of a device that is not active takes all its steps, and raises pm_only once "
+     "more: raised, and taken from the state active"},
+    {"steps-in-turn",
+     "a step of runtime PM out of its turn changes the status, and may take back a pm_only that "
+     "nobody raised: the status is kept beside"},
 }};
 
 /// Departure device-order: the events in their order, but device by device.

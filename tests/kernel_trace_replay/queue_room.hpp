@@ -9,6 +9,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -84,6 +85,7 @@ class queue_room {
     int freeze_debt = 0;   // misuse unfreeze-balanced
     int pm_only_debt = 0;  // misuse pm-only-balanced
     std::optional<pmgate::basic_runtime_pm<trace_platform>> pm;
+    std::optional<pmgate::rpm_status> rpm_shadow;  // the kernel's, where the library refused
   };
 
   struct traced_request : request_type {
@@ -107,7 +109,13 @@ class queue_room {
       const std::string name = static_cast<traced_request&>(its_request).name;
       queue.room.events_.event(what);
       if (queue.held) {
+        auto& room = queue.room;
+        auto& asleep = room.asleep_[&queue.tags()];
+        const unsigned number = ++room.sleeps_;
+        asleep.insert(number);
         while (queue.held) queue.in_driver.sleep();
+        asleep.erase(number);
+        room.left_driver_.wake_all();
         queue.room.events_.event("queue_rq_return " + queue.name + " " + name);
       }
       return pmgate::dispatch_status::ok;
@@ -213,7 +221,9 @@ class queue_room {
   std::string state_of_queue(const traced_queue& queue) const {
     const auto& gate = queue.gate();
     const int pm_only = queue.pm_only_debt != 0 ? -queue.pm_only_debt : gate.pm_only();
-    const auto rpm = queue.pm ? queue.pm->runtime_status() : pmgate::rpm_status::active;
+    const auto rpm = queue.rpm_shadow ? *queue.rpm_shadow
+                     : queue.pm       ? queue.pm->runtime_status()
+                                      : pmgate::rpm_status::active;
     return "freeze_depth=" + std::to_string(gate.depth() - queue.freeze_debt) +
            " pm_only=" + std::to_string(pm_only) +
            " quiesce_depth=" + std::to_string(queue.quiesce_depth()) +
@@ -270,7 +280,8 @@ class queue_room {
     if (events_.reports() != reports) ++queue.freeze_debt;
     return "void";
   }
-  std::string start_drain(traced_queue& queue, const operation&) {
+  std::string start_drain(traced_queue& queue, const operation& op) {
+    if (queue.freeze_debt != 0) return freeze_start(queue, op);
     queue.start_drain();
     return "void";
   }
@@ -293,6 +304,7 @@ class queue_room {
     if (queue.pm_only_debt == 0) {
       queue.set_pm_only();
     } else if (--queue.pm_only_debt == 0) {
+      const withheld_wakes departure;  // raising it to 0 wakes nobody
       queue.clear_pm_only();
     }
     return "void";
@@ -310,17 +322,37 @@ class queue_room {
     return "void";
   }
 
-  std::string pre_suspend(traced_queue& queue, const operation&) {
+  // Misuse suspend-once: the library's status goes back to active, silently, so that all
+  // steps are done once more.
+  std::string pre_suspend(traced_queue& queue, const operation& op) {
     if (!queue.pm) return "0";
     const int reports = events_.reports();
-    const pmgate::status result = queue.pm->pre_runtime_suspend();
-    if (events_.reports() == reports) return to_string(result);
-    queue.set_pm_only();  // misuse suspend-once
-    return "0";
+    auto result = queue.pm->pre_runtime_suspend();
+    if (events_.reports() != reports) {
+      queue.set_pm_only();
+      {
+        const withheld_wakes departure;
+        if (queue.pm->runtime_status() == pmgate::rpm_status::suspending) {
+          queue.pm->post_runtime_suspend(pmgate::status::busy);
+        } else {
+          (void)post_resume(queue, op);
+        }
+      }
+      result = queue.pm->pre_runtime_suspend();
+    }
+    return to_string(result);
   }
   std::string post_suspend(traced_queue& queue, const operation& op) {
     if (!queue.pm) return "void";
     const auto result = static_cast<pmgate::status>(std::stoi(op.args[1]));
+    if (queue.pm->runtime_status() != pmgate::rpm_status::suspending) {
+      if (result != pmgate::status::ok) {
+        queue.rpm_shadow.reset();
+        return clear_pm_only(queue, op);
+      }
+      queue.rpm_shadow = pmgate::rpm_status::suspended;
+      return "void";
+    }
     std::optional<withheld_wakes> departure;
     if (result == pmgate::status::ok) departure.emplace();
     queue.pm->post_runtime_suspend(result);
@@ -328,11 +360,20 @@ class queue_room {
   }
   std::string pre_resume(traced_queue& queue, const operation&) {
     const withheld_wakes departure;
-    if (queue.pm) queue.pm->pre_runtime_resume();
+    if (!queue.pm) return "void";
+    if (queue.pm->runtime_status() == pmgate::rpm_status::active) {
+      queue.rpm_shadow = pmgate::rpm_status::resuming;
+    } else {
+      queue.pm->pre_runtime_resume();
+    }
     return "void";
   }
   std::string post_resume(traced_queue& queue, const operation& op) {
     if (!queue.pm) return "void";
+    if (queue.rpm_shadow) {
+      queue.rpm_shadow.reset();
+      return clear_pm_only(queue, op);
+    }
     if (queue.pm->runtime_status() == pmgate::rpm_status::suspended) (void)pre_resume(queue, op);
     queue.pm->post_runtime_resume();
     return "void";
@@ -340,8 +381,25 @@ class queue_room {
 
   std::string quiesce(traced_queue& queue, const operation&) {
     const grace_without_readers departure(queue.tags().is_blocking());
-    queue.quiesce();
+    queue.quiesce_nowait();
+    const auto asleep = asleep_of(queue);
+    queue.wait_quiesced();
+    await(queue, asleep);
     return "void";
+  }
+  // Departure one-grace-period: the kernel waits for the dispatches of all queues of a
+  // BLOCKING set that have begun, whatever becomes of the quiesce.
+  std::set<unsigned> asleep_of(traced_queue& queue) {
+    return queue.tags().is_blocking() ? asleep_[&queue.tags()] : std::set<unsigned>{};
+  }
+  void await(traced_queue& queue, const std::set<unsigned>& those) {
+    const auto any = [&] {
+      for (const unsigned each : asleep_[&queue.tags()]) {
+        if (those.contains(each)) return true;
+      }
+      return false;
+    };
+    while (any()) left_driver_.sleep();
   }
   std::string quiesce_nowait(traced_queue& queue, const operation&) {
     queue.quiesce_nowait();
@@ -349,7 +407,9 @@ class queue_room {
   }
   std::string wait_quiesced(traced_queue& queue, const operation&) {
     const grace_without_readers departure(queue.tags().is_blocking());
+    const auto asleep = asleep_of(queue);
     queue.wait_quiesced();
+    await(queue, asleep);
     return "void";
   }
   std::string unquiesce(traced_queue& queue, const operation&) {
@@ -358,7 +418,9 @@ class queue_room {
   }
   std::string quiesce_tagset(traced_queue& queue, const operation&) {
     const grace_without_readers departure(queue.tags().is_blocking());
+    const auto asleep = asleep_of(queue);
     queue.tags().quiesce();
+    await(queue, asleep);
     return "void";
   }
   std::string unquiesce_tagset(traced_queue& queue, const operation&) {
@@ -460,6 +522,9 @@ class queue_room {
   pmgate::pm::basic_work_queue<trace_platform> works_{"kblockd", pmgate::pm::work_queue_flags::none,
                                                       most_runs};
   unsigned workers_ = 0;
+  std::map<const set_type*, std::set<unsigned>> asleep_;  // queue_rq calls, by number
+  unsigned sleeps_ = 0;
+  sleepers left_driver_;
   std::vector<std::unique_ptr<set_type>> sets_;
   std::map<std::string, std::unique_ptr<traced_request>> requests_;
   std::map<std::string, std::unique_ptr<traced_queue>> queues_;

@@ -5,6 +5,7 @@
 #define PMGATE_TESTS_KERNEL_TRACE_REPLAY_RECORDER_HPP
 
 #include <cstdint>
+#include <map>
 #include <set>
 #include <string>
 #include <utility>
@@ -24,7 +25,6 @@ class recorder {
   void begin_window() {
     events_.clear();
     once_.clear();
-    reports_ = 0;
   }
   void event(const std::string& text) { events_.push_back("! " + text); }
   void event_once_per_actor(const std::string& text) {
@@ -32,7 +32,7 @@ class recorder {
     if (once_.emplace(actor, text).second) event(text);
   }
   void report(const char* text) {
-    ++reports_;
+    ++reports_[scheduler::get().current()];
     for (const auto& place : warnings_.places_of(text, percpu)) event("WARN " + place);
   }
   /// An event of which the kernel warns; the library goes on.
@@ -42,8 +42,8 @@ class recorder {
     }
   }
   [[nodiscard]] const std::vector<std::string>& events() const { return events_; }
-  /// How often the library has reported misuse in this window.
-  [[nodiscard]] int reports() const { return reports_; }
+  /// How often the library has reported misuse by the present task.
+  [[nodiscard]] int reports() { return reports_[scheduler::get().current()]; }
 
   bool percpu = false;  ///< the ref that is operated on is in per-CPU mode
 
@@ -51,7 +51,7 @@ class recorder {
   std::vector<std::string> events_;
   std::set<std::pair<const task*, std::string>> once_;
   warnings warnings_;
-  int reports_ = 0;
+  std::map<const task*, int> reports_;  // by who was running; null: in a callback
 };
 
 inline const char* text_of(bool value) { return value ? "true" : "false"; }

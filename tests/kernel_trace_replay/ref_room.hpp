@@ -39,7 +39,6 @@ class ref_room {
     if (name == "exit") {
       ref.exit();
       ref.exited = true;
-      ref.departed = false;
       return "void";
     }
     if (ref.departed) return "departed";
@@ -129,6 +128,7 @@ class ref_room {
     const int reports = events_.reports();
     const bool live = !ref.is_dying();
     const bool departs = leaves_the_kernel(ref, name);
+    if (departs) ref.departed = true;
     if (name.starts_with("kill")) {
       const auto confirm = name == "kill_and_confirm" ? &on_confirm : nullptr;
       ref.kill(confirm);
@@ -147,7 +147,6 @@ class ref_room {
       ref.switch_to_atomic_sync();
     }
     if (!departs) return;
-    ref.departed = true;
     if (events_.reports() == reports) events_.event("no report of " + name);
   }
 
@@ -160,7 +159,7 @@ class ref_room {
 
   // Misuse second-kill: what the kernel does after its warning.
   static void kill_again(traced_ref& ref, base::confirm_fn confirm) {
-    while (ref.snapshot().switching) (void)trace_platform::synchronize();
+    while (ref.snapshot().switching) scheduler::get().sleep_until_grace();
     const auto now = ref.snapshot();
     if (confirm != nullptr && (now.dying || now.force_atomic)) confirm(ref);
     ref.put();
@@ -169,7 +168,7 @@ class ref_room {
   // Misuse resurrect-live.
   static void take_again(traced_ref& ref) {
     ref.get();
-    while (ref.snapshot().switching) (void)trace_platform::synchronize();
+    while (ref.snapshot().switching) scheduler::get().sleep_until_grace();
   }
 
   recorder& events_;

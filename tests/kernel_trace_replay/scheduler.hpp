@@ -153,6 +153,12 @@ class scheduler {
   }
   void cancel(const timer_key& key) { timers_.erase(key); }
 
+  /// The current task sleeps until a grace period has begun or ended.
+  void sleep_until_grace() {
+    grace_sleepers_.push_back(current_);
+    sleep();
+  }
+
   /// Called for every step of the library; a task that never sleeps is put to sleep for
   /// good, and the trace ends there.
   void count_step() {
@@ -175,7 +181,7 @@ class scheduler {
         next.queued_ = false;
         run(next);
       } else if (rcu.advance()) {
-        continue;
+        for (task* sleeper : std::exchange(grace_sleepers_, {})) wake(*sleeper);
       } else if (!timers_.empty() && timers_.begin()->first.first <= horizon) {
         auto timer = timers_.extract(timers_.begin());
         now_ = std::max(now_, timer.key().first);
@@ -199,6 +205,7 @@ class scheduler {
   task* current_ = nullptr;
   std::map<std::string, std::unique_ptr<task>> tasks_;
   std::deque<task*> ready_;
+  std::vector<task*> grace_sleepers_;
   std::map<timer_key, std::function<void()>> timers_;
   std::uint64_t timers_made_ = 0;
   std::uint64_t steps_ = 0;

@@ -150,7 +150,8 @@ class scsi_grammar {
     const auto is_digit = [hexadecimal](char c) {
       return (c >= '0' && c <= '9') || (hexadecimal && c >= 'a' && c <= 'f');
     };
-    return !text.empty() && text.size() < 8 && std::all_of(text.begin(), text.end(), is_digit);
+    return !text.empty() && text.size() <= (hexadecimal ? 8 : 7) &&
+           std::all_of(text.begin(), text.end(), is_digit);
   }
 
   std::set<std::string> hosts_;

@@ -177,9 +177,10 @@ class basic_host {
 
   // -- state
 
-  /// Sets the state if the table allows it; runs nothing but what was sent again during a
-  /// recovery that is over by this (Kernel: that stays where it is).
+  /// Sets the state if the table allows it; runs nothing.
   ///
+  /// What was held because of a recovery goes out within 3 ms. What was sent again during
+  /// it waits until somebody runs all queues: see end_recovery(), unblock_requests().
   /// Returns: ok; invalid, and nothing changed.  Blocks: no.
   /// Kernel: scsi_host_set_state().
   status set_state(host_state to) noexcept;

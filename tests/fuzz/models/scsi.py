@@ -481,6 +481,8 @@ class Host:
         self.self_blocked = 0
         for d in self.devices:
             if d.state != "DEL":
+                if d in self.starved:
+                    self.starved.remove(d)
                 d.queue.kick_requeued_and_run()
 
     # -- dispatch
@@ -492,6 +494,8 @@ class Host:
     def ready(self, device):
         busy = self.blocked and self.busy
         if count_down(self) and not self.self_blocked:
+            if device in self.starved:
+                self.starved.remove(device)
             return True
         if (busy or not self.blocked) and device not in self.starved:
             self.starved.append(device)

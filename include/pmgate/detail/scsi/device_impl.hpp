@@ -279,6 +279,7 @@ dispatch_status basic_device<Platform>::send(command_type& item) noexcept {
   } else {
     const answer host_room = host_.take();
     if (host_room == answer::taken) {
+      host_.devices_.forget_starved(*this);
       result = hand_over(item);
       if (result == dispatch_status::ok) return result;
       host_.give();

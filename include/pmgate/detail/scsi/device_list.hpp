@@ -56,6 +56,12 @@ class device_list {
 
   /// The device waits for a completion of another one.  Kernel: starved_list.
   void note_starved(device_type& entry) noexcept;
+  /// The device has got what it waited for.
+  void forget_starved(device_type& entry) noexcept {
+    // [starved.guess] relaxed: as [starved.look]; who is missed is run once too often.
+    if (starved_.load(std::memory_order_relaxed) != 0) [[unlikely]]
+      forget(entry);
+  }
   /// Runs the queues of those that wait, asynchronously.
   ///
   /// Who begins to wait just now may be missed: the clock asks him again.
@@ -71,6 +77,7 @@ class device_list {
   device_type* take_starved() noexcept;
   bool forget_starved_locked(device_type& entry) noexcept;
   [[gnu::noinline]] void run_all_starved() noexcept;
+  [[gnu::noinline]] void forget(device_type& entry) noexcept;
 
   typename Platform::mutex lock_;  // of all that follows, and of the devices' links
   device_type* first_ = nullptr;
@@ -217,6 +224,12 @@ typename device_list<Platform>::device_type* device_list<Platform>::take_starved
     return &entry;
   }
   return nullptr;
+}
+
+template <platform Platform>
+void device_list<Platform>::forget(device_type& entry) noexcept {
+  const scoped_lock guard(lock_);
+  if (entry.starved_) (void)forget_starved_locked(entry);
 }
 
 /// As many as wait now; who waits again meanwhile has had his turn.

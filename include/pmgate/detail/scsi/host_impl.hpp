@@ -190,7 +190,8 @@ void basic_host<Platform>::kick_requeued() noexcept {
 template <platform Platform>
 void basic_host<Platform>::run_queues() noexcept {
   kick_requeued();
-  (void)devices_.for_each(&devices::is_not_deleted, [](device_type& entry) {
+  (void)devices_.for_each(&devices::is_not_deleted, [this](device_type& entry) {
+    devices_.forget_starved(entry);
     entry.queue().run();
     return status::ok;
   });
@@ -254,22 +255,14 @@ status basic_host<Platform>::change_state(host_state to) noexcept {
 
 template <platform Platform>
 status basic_host<Platform>::set_state(host_state to) noexcept {
-  status result = status::ok;
-  {
-    const scoped_lock guard(state_lock_);
-    result = change_state(to);
-  }
-  kick_requeued();
-  return result;
+  const scoped_lock guard(state_lock_);
+  return change_state(to);
 }
 
 template <platform Platform>
 void basic_host<Platform>::force_state(host_state to) noexcept {
-  {
-    const scoped_lock guard(state_lock_);
-    assign_state(to);
-  }
-  kick_requeued();
+  const scoped_lock guard(state_lock_);
+  assign_state(to);
 }
 
 template <platform Platform>
