@@ -15,5 +15,6 @@ SCSI_TABLE = by_name(SCSI_DEVICE, SCSI_HOST)
 def row_of(words):
     """The row, or None. Some names mean one operation on queues and another one on SCSI: there
     what they are about is a host, a device or a command."""
-    about_scsi = len(words) > 1 and (words[1] == "h" or (words[1][0] in "dc" and words[1][1:].isdigit()))
+    about = words[1] if len(words) > 1 else ""
+    about_scsi = about == "h" or (about[:1] in ("d", "c") and about[1:].isdigit())
     return (SCSI_TABLE if about_scsi else TABLE).get(words[0])
