@@ -61,7 +61,6 @@ struct rig {
 
 /// block() and unblock() of a host without load.
 void block_host(benchmark::State& state) {
-  pin_to(0);
   rig all(static_cast<std::size_t>(state.range(0)));
   for (auto _ : state) {
     if (all.host.block() != status::ok) state.SkipWithError("block() was refused");
@@ -73,7 +72,6 @@ void block_host(benchmark::State& state) {
 
 /// The same with a wait, and so a grace period, for each device.
 void block_each(benchmark::State& state) {
-  pin_to(0);
   rig all(static_cast<std::size_t>(state.range(0)));
   for (auto _ : state) {
     for (const auto& each : all.devices) {
@@ -110,6 +108,7 @@ void add_hosts(const std::string& name, void (*function)(benchmark::State&)) {
 int main(int argc, char** argv) {
   benchmark::Initialize(&argc, argv);
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
+  pin_to(0);
   const bool sequences = default_platform::cpu_counter(true).is_cpu_local();
   benchmark::AddCustomContext("engine", sequences ? "rseq" : "fallback");
 
