@@ -184,7 +184,7 @@ TEST_CASE("a ref that comes back has its reference, whoever came meanwhile") {
 
 TEST_CASE("kill and resurrect again and again") {
   hold_on_all_models<revived>(
-      "kill, resurrect, kill, resurrect x get, put", {.preemptions = 3},
+      "kill, resurrect, kill, resurrect x get, put", {.preemptions = 2},
       [](auto& s) {
         (void)s.ref.kill();
         (void)s.ref.resurrect();
