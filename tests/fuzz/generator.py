@@ -40,6 +40,8 @@ def begin_percpu_ref(s, random):
 def begin_queue(s, random):
     issue_one(s, WORKERS[0], TABLE["new_queue"], random)
     if random() < 0.15:
+        if random() < 0.2:
+            issue_one(s, WORKERS[0], TABLE["blk_mq_quiesce_tagset"], random)
         issue_one(s, WORKERS[0], TABLE["new_queue"], random)
 
 

@@ -832,12 +832,12 @@ TEST_CASE("a batch whose grace period is refused has closed nothing") {
 
 TEST_CASE("sections of many gates are waited for with one grace period") {
   hold_on_all_models<ranges>("dispatch x quiesce_all, refused",
-                             {.preemptions = 2, .refused_graces = 1}, visit_section, [](auto& s) {
+                             {.preemptions = 1, .refused_graces = 1}, visit_section, [](auto& s) {
                                if (pmgate::quiesce_all(s.all) == status::ok) s.data.write(1);
                                pmgate::unquiesce_all(s.all);
                              });
   hold_on_all_models<leaving>("dispatch x quiesce of a group, refused",
-                              {.preemptions = 2, .refused_graces = 1}, visit_section, [](auto& s) {
+                              {.preemptions = 1, .refused_graces = 1}, visit_section, [](auto& s) {
                                 if (s.group.quiesce() == status::ok) s.data.write(1);
                                 s.group.unquiesce();
                               });

@@ -23,7 +23,7 @@ struct departure {
   std::string_view reason;
 };
 
-inline constexpr std::array<departure, 4> departures = {{
+inline constexpr std::array<departure, 5> departures = {{
     {"misuse",
      "The kernel warns of misuse, once per place, and goes on broken; the library reports it "
      "each time, and nothing changes. Repeated reports are not compared, and the replayer does "
@@ -36,6 +36,10 @@ inline constexpr std::array<departure, 4> departures = {{
      "hold up, and which all queues of the set share; the library counts the sections of each "
      "queue, and a platform has one grace period. Where such a queue is quiesced the replayer has "
      "readers hold up nothing, and waits for the driver's calls of the whole set."},
+    {"born-quiesced",
+     "The kernel lets a queue that joins a quiesced tag set dispatch, and warns when the set is "
+     "unquiesced; the library's queue is born quiesced as often as the set is. The replayer "
+     "unquiesces it."},
     {"device-order",
      "Which of several devices of a host has its queue run first is specified nowhere, and with "
      "timed runs depends on the clock: events of different devices have no order."},

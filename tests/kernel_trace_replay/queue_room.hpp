@@ -162,6 +162,7 @@ class queue_room {
     const auto start =
         op.option("kind", "") == "disk" ? pmgate::gate_start::percpu : pmgate::gate_start::atomic;
     auto queue = std::make_unique<traced_queue>(*this, op.args[0], tags_of(op), start);
+    while (queue->quiesce_depth() > 0) queue->unquiesce();  // departure born-quiesced
     if (op.option("pm", "0") == "1") {
       queue->pm.emplace(*queue, pmgate::runtime_pm_ops{&on_resume, nullptr, nullptr, queue.get()});
     }
