@@ -5,6 +5,7 @@
 //
 // What happens in order is tested on the single-threaded platform, whose clock and
 // whose asynchronous runs are the test's; what blocks and what races, on threads.
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <cstddef>
@@ -764,6 +765,57 @@ TEST_CASE_FIXTURE(sequential, "who must not sleep is called when he has his requ
   one.q.free(wanted);
   CHECK(one.q.freeze_wait() == status::ok);
   one.q.unfreeze();
+  CHECK(misuse.count() == 0);
+}
+
+TEST_CASE("those who are given tags are called one after the other") {
+  using P = single_platform;
+  /// Sends its request whenever it gets it, again and again, to a driver that ends it at once.
+  struct sender : basic_request<P>, pmgate::basic_request_waiter<P> {
+    sender(basic_request_queue<P>& queue, std::array<int, 3>& its_counts)
+        : basic_request<P>(&on_end),
+          basic_request_waiter<P>(&on_resume),
+          q(queue),
+          counts(its_counts) {}
+    static dispatch_status complete(basic_request_queue<P>& queue, basic_request<P>& rq) noexcept {
+      queue.complete(rq);
+      return dispatch_status::ok;
+    }
+    void go() {
+      auto& [sent, depth, deepest] = counts;
+      if (sent == 1000) return;
+      const status got = q.alloc_or_wait(*this, *this);
+      CHECK(got == status::in_progress);  // the tag comes back behind on_end
+    }
+    static void on_end(basic_request<P>& rq) noexcept { static_cast<sender&>(rq).go(); }
+    static void on_resume(basic_request_waiter<P>& self, status result) noexcept {
+      auto& mine = static_cast<sender&>(self);
+      auto& [sent, depth, deepest] = mine.counts;
+      CHECK(result == status::ok);
+      deepest = std::max(deepest, ++depth);
+      ++sent;
+      mine.q.execute_nowait(mine);
+      --depth;
+    }
+    basic_request_queue<P>& q;
+    std::array<int, 3>& counts;
+  };
+  const misuse_log misuse;
+  basic_work_queue<P> works("runs");
+  basic_request_queue<P> q({&sender::complete}, works, 1);
+  basic_request<P> held;
+  REQUIRE(q.alloc(held) == status::ok);
+  std::array<int, 3> counts{};
+  sender a(q, counts);
+  sender b(q, counts);
+  a.go();
+  b.go();
+  q.free(held);
+
+  CHECK(counts[0] >= 1000);
+  CHECK(counts[2] == 1);
+  CHECK(q.freeze() == status::ok);
+  q.unfreeze();
   CHECK(misuse.count() == 0);
 }
 

@@ -458,6 +458,46 @@ TEST_CASE_TEMPLATE("a resume may be carried out by who asks for it", P, THREADED
   CHECK(misuse.count() == 0);
 }
 
+TEST_CASE("a resume that is asked for in the middle of a suspend waits until it is suspended") {
+  using P = single_platform;
+  struct eager : pmgate::basic_gate_waiter<P> {
+    eager() : basic_gate_waiter<P>(&on_enter) {}
+    basic_freeze_gate<P> gate;
+    basic_runtime_pm<P> pm{gate, {&resume, nullptr, nullptr, this}};
+    status entered = status::in_progress;
+    int refused = 0;
+    static void resume(void* self) noexcept {
+      auto& mine = *static_cast<eager*>(self);
+      if (mine.pm.pre_runtime_resume() == status::ok) {
+        mine.pm.post_runtime_resume();
+      } else {
+        ++mine.refused;
+      }
+    }
+    static void on_enter(basic_gate_waiter<P>& self, status result) noexcept {
+      static_cast<eager&>(self).entered = result;
+    }
+  };
+  const misuse_log misuse;
+  eager d;
+  REQUIRE(d.gate.freeze() == status::ok);
+  REQUIRE(d.gate.enter_or_wait(d) == status::in_progress);
+  REQUIRE(d.pm.pre_runtime_suspend() == status::ok);
+
+  d.gate.unfreeze();  // he may be looked at again, and asks
+  CHECK(d.refused > 0);
+  CHECK(d.entered == status::in_progress);
+  CHECK(d.pm.runtime_status() == rpm_status::suspending);
+  CHECK(d.gate.pm_only() == 1);
+
+  d.pm.post_runtime_suspend(status::ok);  // and once more
+  CHECK(d.pm.runtime_status() == rpm_status::active);
+  CHECK(d.gate.pm_only() == 0);
+  CHECK(d.entered == status::ok);
+  d.gate.exit();
+  CHECK(misuse.count() == 0);
+}
+
 // -- over a request queue
 
 namespace {

@@ -160,6 +160,12 @@ struct one_slot {
   queue_type q{{&queue_rq, this}, works, 4};
 };
 
+/// The slot is in use for something else than a request.
+template <class P>
+struct one_slot_in_use : one_slot<P> {
+  one_slot_in_use() { this->busy.store(1, std::memory_order_release); }
+};
+
 /// A queue with a request that the driver has, and one that waits behind a stop.
 template <class P>
 struct stopped_rig : rig<P> {
@@ -292,7 +298,7 @@ void dispatcher<looks_too_early>::insert_unlock(request_type& rq, bool at_head) 
 
 /// Puts a tag back without a look at those who wait.
 template <>
-void tag_allocator<hoards_tags>::serve(heirs&) noexcept {}
+void tag_allocator<hoards_tags>::serve(line&) noexcept {}
 
 /// Has the work queue run when everybody else may be gone.
 template <>
@@ -383,6 +389,18 @@ TEST_CASE("a request that is refused until another one ends goes out then, by no
         (void)s.works.run_pending();
         s.interrupt();
       });
+}
+
+TEST_CASE("a refused request goes out when somebody makes room and runs the queue, either way") {
+  for (const bool async : {false, true}) {
+    hold_on_all_models<one_slot_in_use>(
+        async ? "submit x make room, run later" : "submit x make room, run", {.preemptions = 2},
+        [](auto& s) { s.submit(s.first); },
+        [async](auto& s) {
+          s.busy.store(0, std::memory_order_release);
+          s.q.run(async);
+        });
+  }
 }
 
 TEST_CASE("a refused request goes out although the queue was quiesced when one ended") {

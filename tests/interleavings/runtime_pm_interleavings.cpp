@@ -153,6 +153,25 @@ inline constexpr auto disable_device = [](auto& s) {
   s.data.write(2);
   s.pm.enable();
 };
+/// What is awake is open to system sleep.
+inline constexpr auto enter_if_active = [](auto& s) {
+  if (s.pm.runtime_status() != rpm_status::active) return;
+  sim::expect(s.gate.try_enter(), "awake, and still closed");
+  s.gate.exit();
+};
+inline constexpr auto hold_and_enter = [](auto& s) {
+  s.pm.hold();
+  enter_if_active(s);
+  s.pm.release();
+};
+inline constexpr auto disable_and_enter = [](auto& s) {
+  s.pm.disable();
+  enter_if_active(s);
+  s.pm.enable();
+};
+inline constexpr auto resume_if_legal = [](auto& s) {
+  if (s.pm.pre_runtime_resume() == status::ok) s.pm.post_runtime_resume();
+};
 /// Resumes a device that sleeps when asked to; one who is refused is asked again.
 inline constexpr auto resume_when_asked = [](auto& s) {
   for (;;) {
@@ -180,6 +199,14 @@ struct dozing : device<P> {
       this->pm.post_runtime_resume();
     }
     device<P>::check();
+  }
+};
+
+template <class P>
+struct asleep_dozing : dozing<P> {
+  asleep_dozing() {
+    (void)this->pm.pre_runtime_suspend();
+    this->pm.post_runtime_suspend(status::ok);
   }
 };
 
@@ -387,6 +414,10 @@ TEST_CASE("a suspend that is refused its grace period leaves everything as it wa
 }
 
 TEST_CASE("whoever holds a device has it without a runtime suspend") {
+  hold_on_all_models<device>("hold, enter x failing suspend", {.preemptions = 2}, hold_and_enter,
+                             try_to_nap);
+  hold_on_all_models<asleep_dozing>("disable, enter x resume", {.preemptions = 2},
+                                    disable_and_enter, resume_if_legal);
   hold_on_all_models<device>("hold x failing suspend x enter", {.preemptions = 2}, hold_device,
                              try_to_nap, [](auto& s) {
                                if (s.gate.try_enter()) s.gate.exit();

@@ -327,6 +327,7 @@ class queue_room {
   // steps are done once more.
   std::string pre_suspend(traced_queue& queue, const operation& op) {
     if (!queue.pm) return "0";
+    queue.rpm_shadow.reset();
     const int reports = events_.reports();
     auto result = queue.pm->pre_runtime_suspend();
     if (events_.reports() != reports) {
@@ -354,6 +355,7 @@ class queue_room {
       queue.rpm_shadow = pmgate::rpm_status::suspended;
       return "void";
     }
+    queue.rpm_shadow.reset();
     std::optional<withheld_wakes> departure;
     if (result == pmgate::status::ok) departure.emplace();
     queue.pm->post_runtime_suspend(result);
@@ -362,17 +364,18 @@ class queue_room {
   std::string pre_resume(traced_queue& queue, const operation&) {
     const withheld_wakes departure;
     if (!queue.pm) return "void";
-    if (queue.pm->runtime_status() == pmgate::rpm_status::active) {
+    const auto before = queue.pm->runtime_status();
+    if (before == pmgate::rpm_status::suspended) {
+      (void)queue.pm->pre_runtime_resume();
+    } else if (before != pmgate::rpm_status::resuming) {
       queue.rpm_shadow = pmgate::rpm_status::resuming;
-    } else {
-      queue.pm->pre_runtime_resume();
     }
     return "void";
   }
   std::string post_resume(traced_queue& queue, const operation& op) {
     if (!queue.pm) return "void";
-    if (queue.rpm_shadow) {
-      queue.rpm_shadow.reset();
+    if (std::exchange(queue.rpm_shadow, std::nullopt) &&
+        queue.pm->runtime_status() == pmgate::rpm_status::active) {
       return clear_pm_only(queue, op);
     }
     if (queue.pm->runtime_status() == pmgate::rpm_status::suspended) (void)pre_resume(queue, op);

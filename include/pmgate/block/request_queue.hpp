@@ -44,7 +44,9 @@ namespace pmgate {
 /// Orders:   everything before a request is submitted happens-before queue_rq; all
 ///           before complete() happens-before the end callback or execute() returns.
 /// Stack:    a driver that completes inside queue_rq, and an end callback that submits again,
-///           nest once for each tag, as tag and entry go back after the callback.
+///           nest once for each tag, as tag and entry go back after the callback. Waiters
+///           that are given tags do not nest.
+/// Cost:     see each member; the destructor takes a grace period.
 /// Limits:   one hardware queue. quiesce() waits for the sections of this queue alone, and
 ///           for a grace period of the platform (Kernel: for those of the whole tag set if
 ///           its drivers may block, otherwise for all in the machine).
@@ -89,7 +91,8 @@ class basic_request_queue : public basic_queue_gate<Platform> {
   /// Cost: a gate entry and a short lock.  Kernel: blk_mq_alloc_request().
   [[nodiscard]] status alloc(request_type& rq, enter_flags flags = {}) noexcept;
 
-  /// alloc() that gives up at the deadline with timed_out.
+  /// alloc() that gives up at the deadline with timed_out; later only if a driver that it
+  /// runs sleeps longer.
   [[nodiscard]] status alloc_until(request_type& rq, time_point deadline,
                                    enter_flags flags = {}) noexcept;
 
@@ -97,7 +100,7 @@ class basic_request_queue : public basic_queue_gate<Platform> {
   ///
   /// Returns: as alloc(), and then the waiter was not needed; in_progress: he is queued, and
   /// the request is the queue's, until he is resumed or a cancel() returns true; busy: he is
-  /// queued already.  Blocks: no, unless the driver does; not for one that says so.
+  /// queued already; canceled, if a cancel() came before he was in a line.  Blocks: no, unless the driver does; not for one that says so.
   [[nodiscard]] status alloc_or_wait(waiter& queued, request_type& rq,
                                      enter_flags flags = {}) noexcept
     requires(!is_process_shared<Platform>);
@@ -254,6 +257,7 @@ class basic_request_queue : public basic_queue_gate<Platform> {
   static void on_tag(typename allocator::waiter& given) noexcept;
   void give_back(std::uint16_t tag, bool pm) noexcept;
   void leave_unlock(std::intptr_t n) noexcept;
+  void call_all() noexcept;
   dispatch_status call_driver(request_type& rq) noexcept { return ops_.queue_rq(*this, rq); }
   bool in_tagset_quiesce() const noexcept { return part_ == tagset_quiesce::included; }
 

@@ -32,7 +32,8 @@ namespace pmgate {
 /// Threads:  at one queue at a time; cancel() may race with the resumption, not with
 ///           queueing it again.
 /// Callbacks: run once, outside every lock of the library, in whichever call opened the
-///           gate or gave the tag back. They must not block.
+///           gate or gave the tag back; one that waited for a tag perhaps in an earlier such
+///           call that is still at it, as these do not nest. They must not block.
 /// Misuse:   goes to Platform::misuse().
 template <platform Platform>
 class basic_request_waiter {

@@ -65,7 +65,8 @@ struct runtime_pm_ops {
 /// Runtime power management of what is behind one gate or queue.
 ///
 /// Lifetime: made before the gate or queue is used, which outlives it and goes on calling
-///           what is in the ops. Neither copyable nor movable.
+///           what is in the ops; not destroyed before a call of a step has returned. Neither
+///           copyable nor movable.
 /// Threads:  the four steps one at a time, on any thread, as a PM core runs the callbacks
 ///           of a device; the members for system sleep beside them; everybody else uses
 ///           the gate meanwhile as he likes.
@@ -123,8 +124,9 @@ class basic_runtime_pm {
 
   /// From now on PM requests get in, those who wait too: for the driver's own resume.
   ///
-  /// Returns: ok; again while disabled, and enable() has who waits ask again; invalid if
-  /// ACTIVE. Unless ok, all is as before, and the device is not to be touched.
+  /// Returns: ok if it was SUSPENDED; again while another step is under way, and while
+  /// disabled: who still waits in the end asks again; invalid if ACTIVE. Unless ok, all is as
+  /// before, and the device is not to be touched.
   /// Blocks: no.  Kernel: blk_pre_runtime_resume(), which wakes nobody.
   status pre_runtime_resume() noexcept;
 
@@ -244,17 +246,17 @@ status basic_runtime_pm<Platform>::check_idle() noexcept {
   return idle ? status::ok : status::busy;
 }
 
-/// Awake, with one pm_only of ours to be given back; the status comes first, for those
-/// who are woken.
+/// Awake, with one pm_only of ours to be given back.
 template <platform Platform>
 void basic_runtime_pm<Platform>::open_again() noexcept {
-  set(rpm_status::active);
   mark_last_busy();
   gate_.clear_pm_only();
+  set(rpm_status::active);
 }
 
-/// The status is the last thing that is written: whoever has waited for the step goes on.
-/// Who waits at the gate is woken once more behind it, as one who asks before is not heard.
+/// The status is the last thing that is written, by every step: whoever has waited for the
+/// step goes on. Who waits at the gate of a device that sleeps is woken once more behind it,
+/// as one who asks before is not heard.
 template <platform Platform>
 void basic_runtime_pm<Platform>::post_runtime_suspend(status result) noexcept {
   if (runtime_status() != rpm_status::suspending) {
@@ -268,31 +270,32 @@ void basic_runtime_pm<Platform>::post_runtime_suspend(status result) noexcept {
   }
 }
 
+/// One that came in the middle of a suspend would open what the suspend is about to report
+/// closed: a request_resume may come from the very suspend check.
 template <platform Platform>
 status basic_runtime_pm<Platform>::pre_runtime_resume() noexcept {
-  rpm_status before = rpm_status::active;
   {
     const scoped_lock guard(lock_);
-    before = runtime_status();
+    const rpm_status before = runtime_status();
     if (before == rpm_status::active) {
       Platform::misuse("pre_runtime_resume() of a device that is active");
       return status::invalid;
     }
-    if (disables_ != 0) return status::again;
+    if (disables_ != 0 || before != rpm_status::suspended) return status::again;
     set(rpm_status::resuming);
   }
-  if (before == rpm_status::suspended) gate_.set_runtime_suspended(false);
+  gate_.set_runtime_suspended(false);
   return status::ok;
 }
 
 template <platform Platform>
 void basic_runtime_pm<Platform>::post_runtime_resume() noexcept {
   const rpm_status before = runtime_status();
-  set(rpm_status::active);
   if (before == rpm_status::suspended) gate_.set_runtime_suspended(false);
   mark_last_busy();
-  if (ops_.request_autosuspend != nullptr) ops_.request_autosuspend(ops_.context);
   if (before != rpm_status::active) gate_.clear_pm_only();
+  set(rpm_status::active);
+  if (ops_.request_autosuspend != nullptr) ops_.request_autosuspend(ops_.context);
 }
 
 // -- system sleep

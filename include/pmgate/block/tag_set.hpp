@@ -193,38 +193,30 @@ void basic_tag_set<Platform>::join(queue_type& queue) noexcept {
   for (int i = 0; i < freezes_; ++i) (void)queue.gate().freeze_start_non_owner();
   (last_ != nullptr ? last_->next_in_set_ : first_) = &queue;
   last_ = &queue;
-  const scoped_lock guard(lock_);
-  tags_.add_queue();
 }
 
 template <platform Platform>
 void basic_tag_set<Platform>::leave(queue_type& queue) noexcept {
-  typename detail::tag_allocator<Platform>::heirs heirs;
-  {
-    members_lock_.lock();
-    while (changes_ != 0) {
-      if constexpr (!Platform::can_block) {
-        Platform::misuse("a queue leaves a tag_set that is at it");
-        break;
-      }
-      // [leave.count] relaxed: the lock orders it; the word is only slept on.
-      const std::uint32_t seen = changes_ended_.load(std::memory_order_relaxed);
-      members_lock_.unlock();
-      changes_ended_.wait(seen);
-      members_lock_.lock();
+  members_lock_.lock();
+  while (changes_ != 0) {
+    if constexpr (!Platform::can_block) {
+      Platform::misuse("a queue leaves a tag_set that is at it");
+      break;
     }
-    queue_type* before = nullptr;
-    queue_type* each = first_;
-    while (each != nullptr && each != &queue) before = std::exchange(each, each->next_in_set_);
-    if (each != nullptr) {  // else it has left already
-      (before != nullptr ? before->next_in_set_ : first_) = queue.next_in_set_;
-      if (last_ == &queue) last_ = before;
-      const scoped_lock guard(lock_);
-      tags_.remove_queue(heirs);
-    }
+    // [leave.count] relaxed: the lock orders it; the word is only slept on.
+    const std::uint32_t seen = changes_ended_.load(std::memory_order_relaxed);
     members_lock_.unlock();
+    changes_ended_.wait(seen);
+    members_lock_.lock();
   }
-  heirs.tell();
+  queue_type* before = nullptr;
+  queue_type* each = first_;
+  while (each != nullptr && each != &queue) before = std::exchange(each, each->next_in_set_);
+  if (each != nullptr) {  // else it has left already
+    (before != nullptr ? before->next_in_set_ : first_) = queue.next_in_set_;
+    if (last_ == &queue) last_ = before;
+  }
+  members_lock_.unlock();
 }
 
 /// The queue that joined next; the first one for null.

@@ -210,10 +210,12 @@ bool dispatcher<Platform>::wants_run_locked() const noexcept {
 
 /// The test and the lists belong together. Tested before the lock: somebody sees the
 /// gate closed; unquiesce() opens it, finds the list empty and leaves; he puts his
-/// request there, and nobody runs the queue.
+/// request there, and nobody runs the queue. Who finds nothing says so: see put_back().
 template <platform Platform>
 inline void dispatcher<Platform>::run_unlock() noexcept {
-  if (stopped_ || (passed_.empty() && bios_.empty()) || !sections_.try_dispatch()) {
+  const bool nothing = passed_.empty() && bios_.empty();
+  if (nothing) ++runs_in_vain_;
+  if (nothing || stopped_ || !sections_.try_dispatch()) {
     lock_.unlock();
     return;
   }
@@ -277,8 +279,8 @@ inline dispatch_status dispatcher<Platform>::offer(request_type& rq) noexcept {
 
 /// A request that was freed since the batch was taken has cleared restart_, and may
 /// have found the lists empty: then run at once. If none was, the next one will run
-/// the queue; where the driver waits for something else there may be no next one. A run
-/// that was wanted since then may have found nothing either, and is made up for.
+/// the queue; where the driver waits for something else there may be no next one. Somebody
+/// may have run the queue since then and found nothing either: that is made up for.
 template <platform Platform>
 void dispatcher<Platform>::put_back(list& refused, dispatch_status answer,
                                     unsigned runs_seen) noexcept {
@@ -314,8 +316,6 @@ void dispatcher<Platform>::issue_unlock(request_type& rq) noexcept {
   sections_.end_dispatch();
 }
 
-/// Somebody may be about to put a request back that was refused before this call: it is
-/// not in the lists yet, see put_back().
 template <platform Platform>
 void dispatcher<Platform>::run_async_unlock() noexcept {
   if (wants_run_locked()) {

@@ -72,7 +72,7 @@ status basic_request_queue<Platform>::wait_for_tag(request_type& rq,
   self.share = &share_;
   set_.tags_.wait(self);
   dispatch_.mutex().unlock();
-  // [tag.given] acquire: pairs with publish_add() in heirs::tell(): the tag is there.
+  // [tag.given] acquire: pairs with publish_add() in wake(): the tag is there.
   while (self.given.load(std::memory_order_acquire) == 0) {
     if (deadline == nullptr) {
       self.given.wait(0);
@@ -176,16 +176,30 @@ void basic_request_queue<Platform>::give_back(std::uint16_t tag, bool pm) noexce
 }
 
 /// n requests have given their tags back: what waits for a tag or for room goes on. The
-/// entries go last: the queue may be destroyed afterwards.
+/// entries go last: the queue may be destroyed afterwards, and with it its tags.
 template <platform Platform>
 void basic_request_queue<Platform>::leave_unlock(std::intptr_t n) noexcept {
-  typename allocator::heirs heirs;
-  set_.tags_.serve(heirs);
+  typename allocator::line sleepers;
+  set_.tags_.serve(sleepers);
+  const bool call = set_.tags_.begin_calls();
   const bool run_again = dispatch_.note_freed_locked();
   dispatch_.mutex().unlock();
-  heirs.tell();
+  allocator::wake(sleepers);
   if (run_again) dispatch_.run_soon();
+  if (call) call_all();
   gate().exit(n);
+}
+
+/// Those who are given tags by what is called here are called here as well.
+template <platform Platform>
+void basic_request_queue<Platform>::call_all() noexcept {
+  for (;;) {
+    dispatch_.mutex().lock();
+    auto* const next = set_.tags_.next_to_call();
+    dispatch_.mutex().unlock();
+    if (next == nullptr) return;
+    next->call(*next);
+  }
 }
 
 template <platform Platform>

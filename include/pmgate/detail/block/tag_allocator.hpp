@@ -5,7 +5,8 @@
 //
 // The one rule to know: a tag that becomes free is given to the longest waiter that may
 // have one, not put up for whoever comes first. So nobody is overtaken, and nobody is
-// woken in vain.
+// woken in vain. Those who are called are called by one thread at a time: what they do may
+// free tags again, and would nest for ever.
 //
 // Counterpart: struct sbitmap_queue and hctx_may_queue() of blk-mq (semantics only).
 #ifndef PMGATE_DETAIL_BLOCK_TAG_ALLOCATOR_HPP
@@ -17,6 +18,7 @@
 #include <utility>
 
 #include <pmgate/block/request.hpp>
+#include <pmgate/detail/pm/hooked_list.hpp>
 
 namespace pmgate::detail {
 
@@ -67,39 +69,13 @@ class tag_allocator {
     tag_share* share = nullptr;
     void (*call)(waiter&) noexcept = nullptr;  // instead of `given`
     void* context = nullptr;                   // for call
-    waiter* next = nullptr;
+    bool waits = false;                        // no tag yet
+    list_hook<waiter> hook;
     typename Platform::wait_word given{0};  // 1: rq has its tag
   };
-  /// Waiters that have been given their tags, to be told without the lock.
-  class heirs {
-   public:
-    heirs() noexcept = default;
-    /// The last touch of each: it may be gone.
-    void tell() noexcept {
-      while (first_ != nullptr) {
-        waiter& next = *std::exchange(first_, first_->next);
-        if (next.call != nullptr) {
-          next.call(next);
-        } else {
-          next.given.publish_add(1);
-        }
-      }
-    }
-
-   private:
-    friend class tag_allocator;
-    waiter* first_ = nullptr;
-    waiter** end_ = &first_;
-  };
+  using line = hooked_list<waiter, &waiter::hook>;
 
   explicit constexpr tag_allocator(unsigned depth) noexcept : free_(depth), depth_(depth) {}
-
-  void add_queue() noexcept { ++queues_; }
-  /// Fewer queues have larger shares.
-  void remove_queue(heirs& told) noexcept {
-    --queues_;
-    serve(told);
-  }
 
   /// Takes a tag, if one is free and the queue has not got its share.
   [[nodiscard]] bool take(request_type& rq, tag_share& share) noexcept {
@@ -114,45 +90,58 @@ class tag_allocator {
   }
 
   void wait(waiter& self) noexcept {
-    self.next = nullptr;
-    (last_ != nullptr ? last_->next : first_) = &self;
-    last_ = &self;
+    self.waits = true;
+    waiting_.push_back(self);
   }
-  /// Returns: false if he is not in the line: he has been given a tag, or is not there yet.
+  /// Returns: false if he does not wait: he has been given a tag, or has not come yet.
   bool remove(waiter& self) noexcept {
-    waiter* before = nullptr;
-    waiter* each = first_;
-    while (each != nullptr && each != &self) before = std::exchange(each, each->next);
-    if (each == nullptr) return false;
-    (before != nullptr ? before->next : first_) = self.next;
-    if (last_ == &self) last_ = before;
+    if (!self.waits) return false;
+    self.waits = false;
+    waiting_.remove(self);
     return true;
   }
   /// Gives what is free to those who wait and may have it, oldest first; to be called
-  /// after give().
-  void serve(heirs& told) noexcept {
-    waiter* before = nullptr;
-    for (waiter* each = first_; each != nullptr && !free_.empty();) {
-      waiter* const next = each->next;
+  /// after give(). Those who sleep are to be woken with wake().
+  void serve(line& sleepers) noexcept {
+    for (waiter* each = waiting_.first(); each != nullptr && !free_.empty();) {
+      waiter* const next = line::next(*each);
       if (take(*each->rq, *each->share)) {
-        (before != nullptr ? before->next : first_) = next;
-        if (next == nullptr) last_ = before;
-        each->next = nullptr;
-        *std::exchange(told.end_, &each->next) = each;
-      } else {
-        before = each;
+        (void)remove(*each);
+        (each->call != nullptr ? called_ : sleepers).push_back(*each);
       }
       each = next;
     }
+  }
+  /// Without the lock. The last touch of each: he may be gone.
+  static void wake(line& sleepers) noexcept {
+    while (!sleepers.is_empty()) {
+      waiter& next = *sleepers.first();
+      sleepers.remove(next);
+      next.given.publish_add(1);
+    }
+  }
+
+  /// Returns: whether the caller is to call those who have been given tags to be called.
+  [[nodiscard]] bool begin_calls() noexcept {
+    return !called_.is_empty() && !std::exchange(calling_, true);
+  }
+  /// Returns: who is to be called next, without the lock; null: that was the last one.
+  [[nodiscard]] waiter* next_to_call() noexcept {
+    waiter* const next = called_.first();
+    if (next != nullptr) {
+      called_.remove(*next);
+    } else {
+      calling_ = false;
+    }
+    return next;
   }
 
  private:
   static constexpr unsigned least_share = 4;
 
-  /// What a queue may hold: all it can get, unless it has to share; then an equal part
+  /// What a queue may hold: all it can get, unless others hold some; then an equal part
   /// for each that holds any, but not too few.
   [[nodiscard]] unsigned limit(const tag_share& share) const noexcept {
-    if (queues_ < 2 || depth_ < 2) return depth_;
     const unsigned users = users_ + (share.held == 0 ? 1 : 0);
     const unsigned part = (depth_ + users - 1) / users;
     return part > least_share ? part : least_share;
@@ -160,10 +149,10 @@ class tag_allocator {
 
   tag_pool free_;
   unsigned depth_;
-  unsigned queues_ = 0;
   unsigned users_ = 0;  // queues that hold tags
-  waiter* first_ = nullptr;
-  waiter* last_ = nullptr;
+  bool calling_ = false;
+  line waiting_;
+  line called_;  // have their tags
 };
 
 }  // namespace pmgate::detail
