@@ -829,6 +829,29 @@ TEST_CASE("a kernel that is not off cannot be restored") {
   CHECK(boot.notices.empty());
 }
 
+TEST_CASE("an image that is being restored is nobody else's, and is there again if that fails") {
+  misuse_log misuse;
+  rig<> image, boot, other;
+  REQUIRE(hibernate(image.kernel) == status::ok);
+  boot.then[step::jump] = [&] {
+    CHECK(image.kernel.is_off());
+    CHECK(restore(other.kernel, &image.kernel) == status::busy);
+    CHECK(misuse.count() == 0);
+    image.kernel.abandon_image();
+    CHECK(misuse.take() == 1);
+    return status::io_error;
+  };
+
+  CHECK(restore(boot.kernel, &image.kernel) == status::io_error);
+
+  CHECK(other.steps.empty());
+  CHECK(image.kernel.is_off());
+  CHECK(restore(other.kernel, &image.kernel) == status::ok);
+  CHECK_FALSE(image.kernel.is_off());
+  CHECK(image.notices == "hibernation_prepare post_hibernation");
+  CHECK(misuse.count() == 0);
+}
+
 TEST_CASE("with the user pass only, the queues of the boot kernel run on") {
   rig<> boot;
   rig<>::item polled;

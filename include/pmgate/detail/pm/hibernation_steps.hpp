@@ -150,8 +150,9 @@ constexpr bool is_wakeup(status said) noexcept {
 /// H9. A wakeup on the way removes the image's signature, and the kernel goes on. So it does
 /// in suspend mode: a counted event is told once, platform mode would not see it. (Linux
 /// powers off then.)
+/// off: whether it is; told to nobody yet, for whoever knows may wake the image at once.
 template <platform Platform>
-status power_down(pm::basic_kernel<Platform>& system, pm::power_off_mode mode) noexcept {
+status power_down(pm::basic_kernel<Platform>& system, pm::power_off_mode mode, bool& off) noexcept {
   status result = status::not_supported;
   if (mode == pm::power_off_mode::suspend) {
     result = pm::suspend_devices_and_enter(system, pm::sleep_mode::memory);
@@ -163,18 +164,18 @@ status power_down(pm::basic_kernel<Platform>& system, pm::power_off_mode mode) n
     if (is_wakeup(result)) return result;
   }
   if (result != status::ok) result = system.take(pm::step::power_off);
-  system.set_off(result == status::ok);
+  off = result == status::ok;
   return result;
 }
 
-/// H8 and H9. Afterwards the kernel is off, or there is no image any more.
+/// H8 and H9. Afterwards the kernel is off, see power_down(), or there is no image any more.
 template <platform Platform>
-status write_image_and_go_off(pm::basic_kernel<Platform>& system,
-                              pm::power_off_mode mode) noexcept {
+status write_image_and_go_off(pm::basic_kernel<Platform>& system, pm::power_off_mode mode,
+                              bool& off) noexcept {
   status result = system.take(pm::step::write_image);
   if (result == status::ok) {
-    result = power_down(system, mode);
-    if (system.is_off()) return result;
+    result = power_down(system, mode, off);
+    if (off) return result;
     system.undo(pm::step::write_image);
   }
   system.undo(pm::step::image_memory);
@@ -235,6 +236,32 @@ template <platform Platform>
 status freeze_boot_kernel(pm::basic_kernel<Platform>& boot, pm::restore_freeze stops) noexcept {
   if (stops == pm::restore_freeze::everything) return freeze_all(boot);
   return freeze_user_tasks(boot);
+}
+
+/// R1 to R5 and F. Returns ok with the boot kernel gone.
+template <platform Platform>
+status load_and_jump(pm::basic_kernel<Platform>& boot, pm::restore_freeze stops) noexcept {
+  if (!boot.begin_transition()) return status::busy;
+  status result = boot.take(pm::step::open_image);
+  if (result == status::ok) {
+    result = ask_notifiers(boot, pm::notice::restore_prepare, pm::notice::post_restore);
+    if (result != status::ok) boot.undo(pm::step::open_image);
+  }
+  if (result != status::ok) {
+    boot.end_transition();
+    return result;
+  }
+  result = freeze_boot_kernel(boot, stops);                            // R1
+  if (result == status::ok) result = boot.take(pm::step::read_image);  // R2
+  boot.undo(pm::step::open_image);  // it is in memory, or will not be
+  if (result == status::ok) result = quiesce_and_jump(boot);
+  if (result == status::ok) {
+    boot.vanish();
+    boot.end_transition();
+  } else {
+    go_on(boot, pm::notice::post_restore);
+  }
+  return result;
 }
 
 }  // namespace detail
