@@ -191,7 +191,7 @@ status open_gate(void* behind) noexcept {
 }
 
 /// Gates are memory: they are put back to how they were, and whoever is inside stays. What
-/// is in the memory of a driver only the driver knows, if it has a keep_image().
+/// is in the memory of a device or a driver only they know, if they have a keep_image().
 template <class Kind>
 bool keep_gate_image(void* behind, pm::image_move what, bool is_down, bool to_be) noexcept {
   auto& gate = *static_cast<typename Kind::type*>(behind);
