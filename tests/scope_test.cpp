@@ -104,6 +104,22 @@ struct driver {
   status says = status::ok;
 };
 
+/// A host with a SCSI device on it, whose driver keeps the commands it gets.
+template <class P>
+struct scsi_disk {
+  static int queuecommand(pmgate::scsi::basic_host<P>& host,
+                          pmgate::scsi::basic_command<P>&) noexcept {
+    ++static_cast<scsi_disk*>(host.context())->commands;
+    return 0;
+  }
+  scsi_disk() { (void)device.set_state(pmgate::scsi::device_state::running); }
+  int commands = 0;
+  basic_work_queue<P> works{"kblockd", work_queue_flags::none, 0};
+  pmgate::scsi::basic_host<P> host{{&queuecommand, this}};
+  pmgate::scsi::basic_target<P> target;
+  pmgate::scsi::basic_device<P> device{host, target, works};
+};
+
 /// A host with a dispatch gate and a ring; a disk with an entry: the order of it all.
 struct stack {
   std::string log;
@@ -270,6 +286,64 @@ TEST_CASE("a gate that does not drain within the limit opens again, and the devi
   virtual_clock::reset();
 }
 
+TEST_CASE("the limit holds for every kind of gate that has a deadline form") {
+  using P = virtual_platform;
+  virtual_clock::reset();
+  struct silent {
+    static pmgate::dispatch_status queue_rq(pmgate::basic_request_queue<P>&,
+                                            pmgate::basic_request<P>&) noexcept {
+      return pmgate::dispatch_status::ok;
+    }
+  };
+  basic_device_tree<P> tree;
+  const auto times_out = [&tree](auto& gate) {
+    basic_scope<P> power(tree, "device");
+    const typename basic_scope<P>::gate only(power, phase::suspend, gate);
+    power.set_drain_limit(ms(30));
+    const auto before = virtual_clock::now();
+    CHECK(go_down(tree, event::suspend) == status::timed_out);
+    CHECK(virtual_clock::now() == before + 30);
+    CHECK_FALSE(only.is_down());
+  };
+
+  SUBCASE("one that quiesces") {
+    basic_quiesce_gate<P> gate;
+    REQUIRE(gate.try_dispatch());
+    times_out(gate);
+    CHECK(gate.depth() == 0);
+    gate.end_dispatch();
+  }
+  SUBCASE("a SCSI device") {
+    const auto disk = std::make_unique<scsi_disk<P>>();
+    pmgate::scsi::basic_command<P> item;
+    REQUIRE(disk->device.submit(item) == status::ok);
+    times_out(disk->device);
+    CHECK(disk->device.state() == pmgate::scsi::device_state::running);
+    CHECK(disk->device.queue().gate().pm_only() == 0);
+    disk->device.complete(item);
+  }
+  SUBCASE("a request queue, or its dispatch, or a tag set") {
+    basic_work_queue<P> works("kblockd", work_queue_flags::none, 0);
+    pmgate::basic_tag_set<P> set(4);
+    pmgate::basic_request_queue<P> queue({&silent::queue_rq, nullptr}, works, set);
+    pmgate::basic_request<P> item;
+    REQUIRE(queue.alloc(item) == status::ok);
+    times_out(queue);
+    times_out(set);
+    CHECK(queue.gate().depth() == 0);
+    queue.free(item);
+
+    REQUIRE(queue.sections().try_dispatch());
+    basic_scope<P> power(tree, "device");
+    const basic_scope<P>::gate dispatch(power, phase::suspend, dispatch_of(queue));
+    power.set_drain_limit(ms(30));
+    CHECK(go_down(tree, event::suspend) == status::timed_out);
+    CHECK(queue.quiesce_depth() == 0);
+    queue.sections().end_dispatch();
+  }
+  virtual_clock::reset();
+}
+
 // -- images
 
 TEST_CASE("gates that were closed in the image are closed when the image goes on") {
@@ -398,22 +472,6 @@ TEST_CASE("gates are closed in the image without waiting for whoever is inside")
   s.special.exit();
   s.dispatch.end_dispatch();
 }
-
-/// A host with a SCSI device on it, whose driver keeps the commands it gets.
-template <class P>
-struct scsi_disk {
-  static int queuecommand(pmgate::scsi::basic_host<P>& host,
-                          pmgate::scsi::basic_command<P>&) noexcept {
-    ++static_cast<scsi_disk*>(host.context())->commands;
-    return 0;
-  }
-  scsi_disk() { (void)device.set_state(pmgate::scsi::device_state::running); }
-  int commands = 0;
-  basic_work_queue<P> works{"kblockd", work_queue_flags::none, 0};
-  pmgate::scsi::basic_host<P> host{{&queuecommand, this}};
-  pmgate::scsi::basic_target<P> target;
-  pmgate::scsi::basic_device<P> device{host, target, works};
-};
 
 TEST_CASE("a SCSI device is quiesced between the jump and RESTORE if the image has it so") {
   using pmgate::scsi::device_state;

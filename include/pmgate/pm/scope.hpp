@@ -65,8 +65,8 @@ class basic_scope {
   /// Whether it came into the tree: what basic_device_tree::add() said.
   [[nodiscard]] status registration() const noexcept { return registered_; }
 
-  /// Gates that can be told so give up after that time, and the device refuses with
-  /// timed_out; none at first.
+  /// Gates that have a deadline form give up after that time each, and the device refuses
+  /// with timed_out; none at first. Without one: gate_group, suspend(), the two functions.
   void set_drain_limit(duration limit) noexcept { limit_ = limit; }
 
   /// A suspend may leave its gates alone while its runtime PM sleeps; false at first.
