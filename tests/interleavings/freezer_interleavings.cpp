@@ -361,6 +361,12 @@ TEST_CASE("of two threads that freeze one is refused, or comes after the other")
       freezes_and_thaws, passes_a_freeze_point);
 }
 
+TEST_CASE("a thaw of the kernel pass that nobody made does not take the thaw from who freezes") {
+  hold_on_all_models<one_task>(
+      "freeze, thaw x thaw of kernel threads x freeze point", {.preemptions = 2}, freezes_and_thaws,
+      [](auto& s) { s.freezer.thaw_kernel_threads(); }, passes_a_freeze_point);
+}
+
 TEST_CASE("who has blocked the checks of a disk meets none, nor does who blocks beside him") {
   hold_on_all_models<polled_disk>("block, unblock x checks", {.preemptions = 3}, blocks,
                                   runs_checks);
