@@ -138,6 +138,36 @@ inline constexpr auto blocks = [](auto& s) {
   s.events.flush(1);
 };
 
+/// A disk without polling, whose checks find whatever they are asked for.
+template <class P>
+struct quiet_disk {
+  quiet_disk() {
+    events.unblock();
+    (void)queue.run_pending();
+  }
+  static unsigned check_medium(void* context, unsigned clearing) noexcept {
+    auto& self = *static_cast<quiet_disk*>(context);
+    // [asked.add] relaxed: read when the threads have ended.
+    (void)self.asked.fetch_or(clearing, std::memory_order_relaxed);
+    return 3;
+  }
+  void clear(unsigned event) {
+    sim::expect(events.clear_events(event) == event, "an event that is there was not found");
+  }
+  void check() {
+    while (queue.run_pending()) {
+    }
+    // [asked.read] relaxed: the threads have ended.
+    sim::expect(asked.load(std::memory_order_relaxed) == 3, "nobody has asked for an event");
+    sim::expect(events.depth() == 0, "blocked at the end");
+    events.block();
+  }
+
+  typename P::template atomic<unsigned> asked{0};
+  basic_work_queue<P> queue{"events", work_queue_flags::freezable};
+  basic_disk_events<P> events{queue, &check_medium, nullptr, this};
+};
+
 // --- a restore ------------------------------------------------------------------------
 
 /// A boot kernel with a poller on a freezable queue, and a ring that goes in noirq.
@@ -372,6 +402,14 @@ TEST_CASE("who has blocked the checks of a disk meets none, nor does who blocks 
                                   runs_checks);
   hold_on_all_models<polled_disk>("block, unblock x block, unblock x checks", {.preemptions = 2},
                                   blocks, blocks, runs_checks);
+}
+
+TEST_CASE("what is flushed while somebody clears is asked for, and so is what two clear") {
+  const auto clears_one = [](auto& s) { s.clear(1); };
+  const auto clears_two = [](auto& s) { s.clear(2); };
+  hold_on_all_models<quiet_disk>("clear x flush", {.preemptions = 2}, clears_two,
+                                 [](auto& s) { s.events.flush(1); });
+  hold_on_all_models<quiet_disk>("clear x clear", {.preemptions = 2}, clears_two, clears_one);
 }
 
 TEST_CASE("scenario 29: no poll reaches a driver that a restore has torn down, and none is lost") {
