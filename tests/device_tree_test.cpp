@@ -32,6 +32,7 @@ using pmgate::pm::basic_device_link;
 using pmgate::pm::basic_device_tree;
 using pmgate::pm::basic_wakeup;
 using pmgate::pm::event;
+using pmgate::pm::image_move;
 using pmgate::pm::link_kind;
 using pmgate::pm::may_stay_suspended;
 using pmgate::pm::phase;
@@ -1052,6 +1053,30 @@ TEST_CASE("a kernel that is overwritten tells nobody") {
 }
 
 // -- misuse, and one thread of execution
+
+TEST_CASE("while a kernel is overwritten nobody comes into its tree") {
+  pmgate::pm::device_tree tree;
+  pmgate::pm::device late("late");
+  struct newcomer {
+    pmgate::pm::device_tree& tree;
+    pmgate::pm::device& late;
+    status told = status::ok;
+  } other{tree, late};
+  pmgate::pm::device device("device", nullptr, {}, &other);
+  REQUIRE(tree.add(device) == status::ok);
+  device.set_image_function([](pmgate::pm::device& it, image_move) noexcept {
+    auto& self = *static_cast<newcomer*>(it.context());
+    self.told = self.tree.add(self.late);
+  });
+  REQUIRE(tree.suspend_start(event::quiesce) == status::ok);
+
+  tree.vanish();
+
+  CHECK(other.told == status::busy);
+  CHECK(tree.add(late) == status::ok);
+  CHECK(tree.remove(late) == status::ok);
+  CHECK(tree.remove(device) == status::ok);
+}
 
 TEST_CASE("a phase with an event of the other direction is reported and does nothing") {
   sequential<> s;
