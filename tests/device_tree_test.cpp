@@ -1162,6 +1162,80 @@ TEST_CASE("a phase out of order is reported and does nothing: no device is lost 
   CHECK(s.order() == up_order);
 }
 
+TEST_CASE("a phase from within a phase is reported and does nothing, whichever they are") {
+  using tree = default_tree;
+  const std::vector<std::pair<const char*, status (tree::*)(event)>> down = {
+      {"prepare", &tree::prepare},
+      {"suspend", &tree::suspend},
+      {"suspend_late", &tree::suspend_late},
+      {"suspend_noirq", &tree::suspend_noirq}};
+  const std::vector<std::pair<const char*, void (tree::*)(event)>> up = {
+      {"resume_noirq", &tree::resume_noirq},
+      {"resume_early", &tree::resume_early},
+      {"resume", &tree::resume},
+      {"complete", &tree::complete}};
+  sequential<> s;
+  const auto try_all = [&] {
+    const std::size_t calls = s.log.size();
+    for (const auto& each : down) CHECK((s.tree.*each.second)(event::suspend) == status::busy);
+    for (const auto& each : up) (s.tree.*each.second)(event::resume);
+    CHECK(s.misuse.take() == 8);
+    CHECK(s.log.size() == calls);
+    return status::ok;
+  };
+  for (const auto& each : down) s.nodes.h.then[each.first] = try_all;
+  for (const auto& each : up) s.nodes.h.then[each.first] = try_all;
+
+  CHECK(go_down(s.tree, event::suspend) == status::ok);
+  come_up(s.tree, event::resume);
+
+  for (const auto& each : down) CHECK(s.log.of(each.first).size() == std::string(up_order).size());
+  CHECK(s.log.of("suspend") == down_order);
+  CHECK(s.log.of("resume") == up_order);
+  CHECK(s.log.of("complete") == down_order);
+  CHECK_FALSE(s.tree.in_transition());
+  CHECK(s.order() == up_order);
+}
+
+TEST_CASE("devices go down with the event they were prepared for, and with no other") {
+  sequential<> s;
+  s.nodes.d.then["prepare"] = [] { return may_stay_suspended; };
+  s.nodes.d.device.set_runtime_suspended(true);
+  REQUIRE(s.tree.prepare(event::suspend) == status::ok);
+  CHECK(s.tree.suspend(event::freeze) == status::invalid);  // d would be left alone
+  CHECK(s.misuse.take() == 1);
+  CHECK(s.log.of("freeze").empty());
+  REQUIRE(s.tree.suspend(event::suspend) == status::ok);
+  CHECK(s.tree.suspend_late(event::hibernate) == status::invalid);
+  REQUIRE(s.tree.suspend_late(event::suspend) == status::ok);
+  CHECK(s.tree.suspend_noirq(event::quiesce) == status::invalid);
+  CHECK(s.misuse.take() == 2);
+
+  s.tree.resume_early(event::resume);
+  s.tree.resume_end(event::resume);
+  CHECK(go_down(s.tree, event::freeze) == status::ok);
+  CHECK(s.log.of("freeze") == down_order);
+  come_up(s.tree, event::restore);
+  CHECK(s.misuse.count() == 0);
+}
+
+TEST_CASE("a transition that goes on in an image goes down further with its own event") {
+  sequential<> s;
+  REQUIRE(s.tree.suspend_start(event::freeze) == status::ok);
+  s.tree.save_image();
+  s.tree.resume_end(event::thaw);
+  REQUIRE(s.tree.suspend_start(event::hibernate) == status::ok);
+
+  CHECK(s.tree.put_back_image());
+  CHECK(s.tree.suspend_late(event::hibernate) == status::invalid);
+  CHECK(s.misuse.take() == 1);
+  CHECK(s.tree.suspend_late(event::freeze) == status::ok);
+  s.tree.resume_early(event::restore);
+  s.tree.resume_end(event::restore);
+  s.tree.discard_image();
+  CHECK(s.misuse.count() == 0);
+}
+
 TEST_CASE("nobody takes a transition further, or undoes it, but the thread that began it") {
   sequential<> s;
   REQUIRE(go_down(s.tree, event::suspend) == status::ok);

@@ -113,8 +113,9 @@ class basic_device_registry {
   ~basic_device_registry();
 
   /// Is told of each phase before it runs; see detail::transition::begin().
-  status begin_phase(phase next) noexcept;
-  void reach(detail::progress where) noexcept;
+  status begin_phase(phase next, event what) noexcept;
+  void end_phase() noexcept;
+  void end_phase(detail::progress reached) noexcept;
   void end_transition() noexcept;
   /// Lets nobody probe from now on, and waits for those who do.
   status block_probing() noexcept;
@@ -234,15 +235,21 @@ status basic_device_registry<Platform>::block_probing() noexcept {
 // -- transitions and images
 
 template <platform Platform>
-status basic_device_registry<Platform>::begin_phase(phase next) noexcept {
+status basic_device_registry<Platform>::begin_phase(phase next, event what) noexcept {
   const scoped_lock guard(lock_);
-  return transition_.begin(next);
+  return transition_.begin(next, what);
 }
 
 template <platform Platform>
-void basic_device_registry<Platform>::reach(detail::progress where) noexcept {
+void basic_device_registry<Platform>::end_phase() noexcept {
   const scoped_lock guard(lock_);
-  transition_.reach(where);
+  transition_.end_phase();
+}
+
+template <platform Platform>
+void basic_device_registry<Platform>::end_phase(detail::progress reached) noexcept {
+  const scoped_lock guard(lock_);
+  transition_.end_phase(reached);
 }
 
 template <platform Platform>
