@@ -357,6 +357,46 @@ TEST_CASE("who refused is known afterwards: a task, a queue, a device, a notifie
   CHECK(s.kernel.last_refusal().whom == refused_by::nobody);
 }
 
+TEST_CASE(
+    "a wakeup between two devices is told as one, also after a transition that a device refused") {
+  rig<> s;
+  s.nodes.t.fail("suspend");
+  REQUIRE(suspend(s.kernel) == status::io_error);
+  REQUIRE(s.kernel.last_refusal().whom == refused_by::devices);
+  s.nodes.t.then.clear();
+  const auto wakes = [&s] { return s.kernel.wakeup.abort(), status::ok; };
+
+  SUBCASE("in the main phase of a suspend") {
+    s.nodes.r.then["suspend"] = wakes;
+    CHECK(suspend(s.kernel) == status::busy);
+  }
+  SUBCASE("in the late phase, which undoes itself") {
+    s.nodes.r.then["suspend_late"] = wakes;
+    CHECK(suspend(s.kernel) == status::busy);
+  }
+  SUBCASE("before a snapshot") {
+    s.nodes.r.then["freeze"] = wakes;
+    CHECK(hibernate(s.kernel) == status::busy);
+  }
+  SUBCASE("before the power goes") {
+    s.nodes.r.then["poweroff"] = wakes;
+    CHECK(hibernate(s.kernel) == status::busy);
+  }
+  SUBCASE("before a jump") {
+    s.nodes.r.then["freeze"] = wakes;
+    CHECK(restore<virtual_platform>(s.kernel, nullptr) == status::busy);
+  }
+  CHECK(s.kernel.last_refusal().whom == refused_by::wakeups);
+  CHECK(s.kernel.last_refusal().said == status::busy);
+  s.check_awake();
+
+  s.nodes.r.then.clear();
+  s.nodes.V.fail("prepare", status::busy);
+  CHECK(suspend(s.kernel) == status::busy);
+  CHECK(s.kernel.last_refusal().whom == refused_by::devices);
+  CHECK(s.kernel.devices.last_failure().name == std::string("V"));
+}
+
 TEST_CASE("scenario 21: who objects is not told that it is over, those before him are") {
   misuse_log misuse;
   rig<> s;

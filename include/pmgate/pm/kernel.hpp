@@ -56,8 +56,8 @@ enum class refused_by : std::uint8_t {
   user_tasks,      ///< see freezer.last_report()
   kernel_threads,  ///< the same
   machine,         ///< in a step
-  devices,         ///< see devices.last_failure(), unless a wakeup came between two of them
-  wakeups,         ///< before the machine was to sleep or to go off
+  devices,         ///< one of them: see devices.last_failure()
+  wakeups,         ///< between two devices, or before the machine was to sleep or to go off
 };
 
 /// What a transition came to.  Kernel: suspend_stats, last_failed_step.
@@ -132,6 +132,10 @@ class basic_kernel {
   status noted(refused_by whom, status said) noexcept {
     if (said != status::ok) note({whom, {}, said});
     return said;
+  }
+  /// The same for what a phase of the devices said, if it was not on account of a wakeup.
+  status noted_phase(status said) noexcept {
+    return noted(devices.was_woken() ? refused_by::wakeups : refused_by::devices, said);
   }
   /// Looks for a wakeup. Returns: `if_so`, noted, if there is one; else ok.
   [[nodiscard]] status look_for_wakeup(status if_so) noexcept {

@@ -61,9 +61,9 @@ inline constexpr pm::step power_off_core[] = {pm::step::platform_noirq, pm::step
 /// H5 to the early half of H7.  Kernel: create_image().
 template <platform Platform>
 snapshot_result create_image(pm::basic_kernel<Platform>& system) noexcept {
-  using pm::event, pm::refused_by;
+  using pm::event;
   snapshot_result made;
-  made.result = system.noted(refused_by::devices, system.devices.suspend_end(event::freeze));  // H5
+  made.result = system.noted_phase(system.devices.suspend_end(event::freeze));  // H5
   if (made.result != status::ok) return made;
   made.result = system.take_all(snapshot_core);  // H6
   if (made.result == status::ok) {
@@ -81,9 +81,9 @@ snapshot_result create_image(pm::basic_kernel<Platform>& system) noexcept {
 /// H4 to H7, with the tasks frozen.
 template <platform Platform>
 snapshot_result snapshot_devices(pm::basic_kernel<Platform>& system) noexcept {
-  using pm::event, pm::refused_by;
+  using pm::event;
   snapshot_result made;
-  made.result = system.noted(refused_by::devices, system.devices.prepare(event::freeze));  // H4
+  made.result = system.noted_phase(system.devices.prepare(event::freeze));  // H4
   if (made.result != status::ok) {
     system.devices.complete(event::recover);
     system.freezer.thaw_kernel_threads();
@@ -91,7 +91,7 @@ snapshot_result snapshot_devices(pm::basic_kernel<Platform>& system) noexcept {
   }
   made.result = system.take(pm::step::console);
   if (made.result == status::ok) {
-    made.result = system.noted(refused_by::devices, system.devices.suspend(event::freeze));
+    made.result = system.noted_phase(system.devices.suspend(event::freeze));
     if (made.result == status::ok) made = create_image(system);
     system.devices.resume(after_snapshot(made));  // H7
     system.undo(pm::step::console);
@@ -119,13 +119,13 @@ snapshot_result make_snapshot(pm::basic_kernel<Platform>& system) noexcept {
 /// Kernel: hibernation_platform_enter().
 template <platform Platform>
 status power_off_devices(pm::basic_kernel<Platform>& system) noexcept {
-  using pm::event, pm::refused_by;
+  using pm::event;
   static constexpr pm::step before[] = {pm::step::platform, pm::step::console};
   status result = system.take_all(before);
   if (result != status::ok) return result;
-  result = system.noted(refused_by::devices, system.devices.suspend_start(event::hibernate));
+  result = system.noted_phase(system.devices.suspend_start(event::hibernate));
   if (result == status::ok) {
-    result = system.noted(refused_by::devices, system.devices.suspend_end(event::hibernate));
+    result = system.noted_phase(system.devices.suspend_end(event::hibernate));
     if (result == status::ok) {
       result = system.take_all(power_off_core);
       if (result == status::ok) {
@@ -210,12 +210,12 @@ void wake_image(pm::basic_kernel<Platform>& system) noexcept {
 /// Kernel: hibernation_restore().
 template <platform Platform>
 status quiesce_and_jump(pm::basic_kernel<Platform>& boot) noexcept {
-  using pm::event, pm::refused_by;
+  using pm::event;
   status result = boot.take(pm::step::console);
   if (result != status::ok) return result;
-  result = boot.noted(refused_by::devices, boot.devices.suspend_start(event::quiesce));  // R3
+  result = boot.noted_phase(boot.devices.suspend_start(event::quiesce));  // R3
   if (result == status::ok) {
-    result = boot.noted(refused_by::devices, boot.devices.suspend_end(event::quiesce));  // R4
+    result = boot.noted_phase(boot.devices.suspend_end(event::quiesce));  // R4
     if (result == status::ok) {
       result = boot.take_all(restore_core);  // R5
       if (result == status::ok) {
