@@ -219,7 +219,8 @@ class basic_device {
     return runtime_ != nullptr ? runtime_->is_suspended(runtime_context_)
                                : is(runtime_suspended_bit);
   }
-  /// From its prepare to its resume: nothing may be registered below it.
+  /// From its prepare to its resume, or to its complete if it had no turn in the main phase:
+  /// nothing may be registered below it.
   [[nodiscard]] bool is_prepared() const noexcept { return is(prepared_bit); }
   /// Its callback of that phase, or none, has succeeded and is not undone yet.
   [[nodiscard]] bool is_suspended() const noexcept { return is(suspended_bit); }

@@ -71,7 +71,8 @@ struct refusal {
 ///
 /// Lifetime: neither copyable nor movable; outlives everybody registered with it.
 /// Threads:  the parts as they say; transitions from any thread, one at a time.
-/// Blocking: no member of its own.
+/// Blocking: take(), take_all(), undo() and undo_all(), as long as the steps do; some of these
+///           sleep. No other member.
 /// Misuse:   goes to Platform::misuse() and has no effect.
 template <platform Platform>
 class basic_kernel {
