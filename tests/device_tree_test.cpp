@@ -700,13 +700,28 @@ TEST_CASE("scenario 16: devices that may stay suspended are left alone, by a sus
     }
   }
   SUBCASE("one below suspends: those above lose it, its sibling keeps it") {
-    s.nodes.t.device.set_runtime_suspended(true);
-    s.nodes.t.then["prepare"] = [] { return may_stay_suspended; };
+    for (auto* each : {&s.nodes.t, &s.nodes.h, &s.nodes.S}) {
+      each->device.set_runtime_suspended(true);
+      each->then["prepare"] = [] { return may_stay_suspended; };
+    }
     s.nodes.r.device.set_runtime_suspended(false);
     CHECK(go_down(s.tree, event::suspend) == status::ok);
+    CHECK(s.nodes.d.device.is_direct_complete());
+    for (const auto* each : {&s.nodes.r, &s.nodes.t, &s.nodes.h, &s.nodes.S}) {
+      CHECK_FALSE(each->device.is_direct_complete());
+    }
     come_up(s.tree, event::resume);
     CHECK(s.log.on("d") == "prepare complete");
     CHECK(s.log.of("suspend") == "r t h S N V R");
+  }
+  SUBCASE("nobody below suspends: those above are left alone as well") {
+    for (auto* each : {&s.nodes.t, &s.nodes.h, &s.nodes.S}) {
+      each->device.set_runtime_suspended(true);
+      each->then["prepare"] = [] { return may_stay_suspended; };
+    }
+    CHECK(go_down(s.tree, event::suspend) == status::ok);
+    come_up(s.tree, event::resume);
+    CHECK(s.log.of("suspend") == "N V R");
   }
   SUBCASE("a consumer that suspends takes it from its supplier") {
     default_link link;
