@@ -133,6 +133,13 @@ struct basic_callback_sources {
            : device_class != nullptr ? device_class
                                      : bus;
   }
+  /// What of(table) says of that one, else of the driver; null if neither has it.
+  template <class Of>
+  [[nodiscard]] constexpr auto find(Of of) const noexcept {
+    const table chosen = first();
+    const auto found = chosen != nullptr ? of(*chosen) : decltype(of(*chosen)){};
+    return found != nullptr || driver == nullptr ? found : of(*driver);
+  }
   /// True if nothing is ever called.
   [[nodiscard]] constexpr bool is_empty() const noexcept {
     for (const table each : {domain, type, device_class, bus, driver}) {

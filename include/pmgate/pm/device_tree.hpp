@@ -124,7 +124,6 @@ class basic_device_tree : public detail::device_walk<Platform> {
   void resume_end(event what) noexcept;
 
  private:
-  using typename walk::function;
   using typename walk::power_list;
 
   status begin(event what, phase at) noexcept;
@@ -211,10 +210,7 @@ status basic_device_tree<Platform>::prepare_all(event what) noexcept {
 template <platform Platform>
 status basic_device_tree<Platform>::prepare_one(device& item, event what) noexcept {
   item.hold_runtime(true);
-  const auto* const first = item.sources_.first();
-  const auto* const driver = item.sources_.driver;
-  function callback = first != nullptr ? first->prepare : nullptr;
-  if (callback == nullptr && driver != nullptr) callback = driver->prepare;
+  const auto callback = item.sources_.find([](const auto& table) { return table.prepare; });
   const status said = callback != nullptr ? this->call(item, callback) : status::ok;
   if (static_cast<int>(said) < 0) {
     item.hold_runtime(false);
@@ -247,10 +243,7 @@ void basic_device_tree<Platform>::complete(event what) noexcept {
 
 template <platform Platform>
 void basic_device_tree<Platform>::complete_one(device& item) noexcept {
-  const auto* const first = item.sources_.first();
-  const auto* const driver = item.sources_.driver;
-  auto callback = first != nullptr ? first->complete : nullptr;
-  if (callback == nullptr && driver != nullptr) callback = driver->complete;
+  const auto callback = item.sources_.find([](const auto& table) { return table.complete; });
   if (callback != nullptr) this->call(item, callback);
 }
 

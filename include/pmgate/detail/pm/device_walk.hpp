@@ -310,10 +310,7 @@ void device_walk<Platform>::bring_up(device& item) noexcept {
 template <platform Platform>
 typename device_walk<Platform>::function device_walk<Platform>::find(
     const device& item) const noexcept {
-  const auto* const first = item.sources_.first();
-  const auto* const driver = item.sources_.driver;
-  const function callback = first != nullptr ? first->find(event_, phase_) : nullptr;
-  return callback != nullptr || driver == nullptr ? callback : driver->find(event_, phase_);
+  return item.sources_.find([this](const auto& table) { return table.find(event_, phase_); });
 }
 
 template <platform Platform>
