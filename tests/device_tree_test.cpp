@@ -32,6 +32,7 @@ using pmgate::pm::basic_device_link;
 using pmgate::pm::basic_device_tree;
 using pmgate::pm::basic_wakeup;
 using pmgate::pm::event;
+using pmgate::pm::image_move;
 using pmgate::pm::link_kind;
 using pmgate::pm::may_stay_suspended;
 using pmgate::pm::phase;
@@ -699,13 +700,28 @@ TEST_CASE("scenario 16: devices that may stay suspended are left alone, by a sus
     }
   }
   SUBCASE("one below suspends: those above lose it, its sibling keeps it") {
-    s.nodes.t.device.set_runtime_suspended(true);
-    s.nodes.t.then["prepare"] = [] { return may_stay_suspended; };
+    for (auto* each : {&s.nodes.t, &s.nodes.h, &s.nodes.S}) {
+      each->device.set_runtime_suspended(true);
+      each->then["prepare"] = [] { return may_stay_suspended; };
+    }
     s.nodes.r.device.set_runtime_suspended(false);
     CHECK(go_down(s.tree, event::suspend) == status::ok);
+    CHECK(s.nodes.d.device.is_direct_complete());
+    for (const auto* each : {&s.nodes.r, &s.nodes.t, &s.nodes.h, &s.nodes.S}) {
+      CHECK_FALSE(each->device.is_direct_complete());
+    }
     come_up(s.tree, event::resume);
     CHECK(s.log.on("d") == "prepare complete");
     CHECK(s.log.of("suspend") == "r t h S N V R");
+  }
+  SUBCASE("nobody below suspends: those above are left alone as well") {
+    for (auto* each : {&s.nodes.t, &s.nodes.h, &s.nodes.S}) {
+      each->device.set_runtime_suspended(true);
+      each->then["prepare"] = [] { return may_stay_suspended; };
+    }
+    CHECK(go_down(s.tree, event::suspend) == status::ok);
+    come_up(s.tree, event::resume);
+    CHECK(s.log.of("suspend") == "N V R");
   }
   SUBCASE("a consumer that suspends takes it from its supplier") {
     default_link link;
@@ -1053,6 +1069,30 @@ TEST_CASE("a kernel that is overwritten tells nobody") {
 
 // -- misuse, and one thread of execution
 
+TEST_CASE("while a kernel is overwritten nobody comes into its tree") {
+  pmgate::pm::device_tree tree;
+  pmgate::pm::device late("late");
+  struct newcomer {
+    pmgate::pm::device_tree& tree;
+    pmgate::pm::device& late;
+    status told = status::ok;
+  } other{tree, late};
+  pmgate::pm::device device("device", nullptr, {}, &other);
+  REQUIRE(tree.add(device) == status::ok);
+  device.set_image_function([](pmgate::pm::device& it, image_move) noexcept {
+    auto& self = *static_cast<newcomer*>(it.context());
+    self.told = self.tree.add(self.late);
+  });
+  REQUIRE(tree.suspend_start(event::quiesce) == status::ok);
+
+  tree.vanish();
+
+  CHECK(other.told == status::busy);
+  CHECK(tree.add(late) == status::ok);
+  CHECK(tree.remove(late) == status::ok);
+  CHECK(tree.remove(device) == status::ok);
+}
+
 TEST_CASE("a phase with an event of the other direction is reported and does nothing") {
   sequential<> s;
   CHECK(s.tree.suspend_start(event::resume) == status::invalid);
@@ -1135,6 +1175,80 @@ TEST_CASE("a phase out of order is reported and does nothing: no device is lost 
   try_all_but({}, {1});
   s.tree.resume_end(event::resume);
   CHECK(s.order() == up_order);
+}
+
+TEST_CASE("a phase from within a phase is reported and does nothing, whichever they are") {
+  using tree = default_tree;
+  const std::vector<std::pair<const char*, status (tree::*)(event)>> down = {
+      {"prepare", &tree::prepare},
+      {"suspend", &tree::suspend},
+      {"suspend_late", &tree::suspend_late},
+      {"suspend_noirq", &tree::suspend_noirq}};
+  const std::vector<std::pair<const char*, void (tree::*)(event)>> up = {
+      {"resume_noirq", &tree::resume_noirq},
+      {"resume_early", &tree::resume_early},
+      {"resume", &tree::resume},
+      {"complete", &tree::complete}};
+  sequential<> s;
+  const auto try_all = [&] {
+    const std::size_t calls = s.log.size();
+    for (const auto& each : down) CHECK((s.tree.*each.second)(event::suspend) == status::busy);
+    for (const auto& each : up) (s.tree.*each.second)(event::resume);
+    CHECK(s.misuse.take() == 8);
+    CHECK(s.log.size() == calls);
+    return status::ok;
+  };
+  for (const auto& each : down) s.nodes.h.then[each.first] = try_all;
+  for (const auto& each : up) s.nodes.h.then[each.first] = try_all;
+
+  CHECK(go_down(s.tree, event::suspend) == status::ok);
+  come_up(s.tree, event::resume);
+
+  for (const auto& each : down) CHECK(s.log.of(each.first).size() == std::string(up_order).size());
+  CHECK(s.log.of("suspend") == down_order);
+  CHECK(s.log.of("resume") == up_order);
+  CHECK(s.log.of("complete") == down_order);
+  CHECK_FALSE(s.tree.in_transition());
+  CHECK(s.order() == up_order);
+}
+
+TEST_CASE("devices go down with the event they were prepared for, and with no other") {
+  sequential<> s;
+  s.nodes.d.then["prepare"] = [] { return may_stay_suspended; };
+  s.nodes.d.device.set_runtime_suspended(true);
+  REQUIRE(s.tree.prepare(event::suspend) == status::ok);
+  CHECK(s.tree.suspend(event::freeze) == status::invalid);  // d would be left alone
+  CHECK(s.misuse.take() == 1);
+  CHECK(s.log.of("freeze").empty());
+  REQUIRE(s.tree.suspend(event::suspend) == status::ok);
+  CHECK(s.tree.suspend_late(event::hibernate) == status::invalid);
+  REQUIRE(s.tree.suspend_late(event::suspend) == status::ok);
+  CHECK(s.tree.suspend_noirq(event::quiesce) == status::invalid);
+  CHECK(s.misuse.take() == 2);
+
+  s.tree.resume_early(event::resume);
+  s.tree.resume_end(event::resume);
+  CHECK(go_down(s.tree, event::freeze) == status::ok);
+  CHECK(s.log.of("freeze") == down_order);
+  come_up(s.tree, event::restore);
+  CHECK(s.misuse.count() == 0);
+}
+
+TEST_CASE("a transition that goes on in an image goes down further with its own event") {
+  sequential<> s;
+  REQUIRE(s.tree.suspend_start(event::freeze) == status::ok);
+  s.tree.save_image();
+  s.tree.resume_end(event::thaw);
+  REQUIRE(s.tree.suspend_start(event::hibernate) == status::ok);
+
+  CHECK(s.tree.put_back_image());
+  CHECK(s.tree.suspend_late(event::hibernate) == status::invalid);
+  CHECK(s.misuse.take() == 1);
+  CHECK(s.tree.suspend_late(event::freeze) == status::ok);
+  s.tree.resume_early(event::restore);
+  s.tree.resume_end(event::restore);
+  s.tree.discard_image();
+  CHECK(s.misuse.count() == 0);
 }
 
 TEST_CASE("nobody takes a transition further, or undoes it, but the thread that began it") {

@@ -712,6 +712,34 @@ TEST_CASE("the kernel pass of another thread does not take the thaw from who fro
   CHECK_FALSE(freezer.freezes_everything());
 }
 
+TEST_CASE("a thaw of the kernel pass without one takes the thaw from nobody, and opens no queue") {
+  misuse_log misuse;
+  default_freezer freezer;
+  pmgate::pm::work_queue frozen("frozen", work_queue_flags::freezable);
+  freezer.add(frozen);
+  frozen.freeze_begin();
+  pmgate::pm::user_step step;
+  step.context = &freezer;
+  step.stop = [](void* context, auto) noexcept {
+    // Whoever freezes has begun, and nothing is frozen yet.
+    std::thread([context] {
+      static_cast<default_freezer*>(context)->thaw_kernel_threads();
+    }).join();
+    return true;
+  };
+  step.go_on = [](void*) noexcept {};
+  freezer.set_first_step(step);
+
+  CHECK(freezer.freeze_processes() == status::ok);
+  CHECK(frozen.is_frozen());
+  freezer.thaw_processes();
+
+  CHECK_FALSE(freezer.freezes_user_tasks());
+  CHECK_FALSE(frozen.is_frozen());
+  CHECK(misuse.count() == 0);
+  freezer.remove(frozen);
+}
+
 TEST_CASE("a freeze by another thread is refused, and takes neither the thaw nor the abort away") {
   misuse_log misuse;
   default_freezer::wakeup wakeup;

@@ -341,6 +341,33 @@ TEST_CASE_TEMPLATE("freeze and quiesce wait for the members", P, THREADED_PLATFO
   CHECK(log.count() == 0);
 }
 
+TEST_CASE_TEMPLATE("at the gates of a group that dies nobody waits, nor at one that joins", P,
+                   default_platform, portable_platform) {
+  const misuse_log log;
+  const auto made = std::make_unique<basic_gate_group<P>>();
+  basic_gate_group<P>& group = *made;
+  const auto first = std::make_unique<queue<P>>(group);
+  const auto second = std::make_unique<queue<P>>(group);
+  REQUIRE(group.freeze() == status::ok);
+  status told[2] = {};
+  worker one([&] { told[0] = first->door.enter(); });
+  worker two([&] { told[1] = second->door.enter(); });
+  CHECK(one.is_blocked());
+  CHECK(two.is_blocked());
+
+  group.mark_dying();
+  CHECK(one.is_blocked());
+  CHECK(group.start_drain() == status::ok);
+  one.join();
+  two.join();
+
+  CHECK(told[0] == status::no_device);
+  CHECK(told[1] == status::no_device);
+  const auto late = std::make_unique<queue<P>>(group);
+  CHECK(late->door.enter() == status::no_device);
+  CHECK(log.count() == 0);
+}
+
 TEST_CASE_TEMPLATE("members come and go while the group is closed and opened", P,
                    THREADED_PLATFORMS) {
   const misuse_log log;

@@ -357,6 +357,46 @@ TEST_CASE("who refused is known afterwards: a task, a queue, a device, a notifie
   CHECK(s.kernel.last_refusal().whom == refused_by::nobody);
 }
 
+TEST_CASE(
+    "a wakeup between two devices is told as one, also after a transition that a device refused") {
+  rig<> s;
+  s.nodes.t.fail("suspend");
+  REQUIRE(suspend(s.kernel) == status::io_error);
+  REQUIRE(s.kernel.last_refusal().whom == refused_by::devices);
+  s.nodes.t.then.clear();
+  const auto wakes = [&s] { return s.kernel.wakeup.abort(), status::ok; };
+
+  SUBCASE("in the main phase of a suspend") {
+    s.nodes.r.then["suspend"] = wakes;
+    CHECK(suspend(s.kernel) == status::busy);
+  }
+  SUBCASE("in the late phase, which undoes itself") {
+    s.nodes.r.then["suspend_late"] = wakes;
+    CHECK(suspend(s.kernel) == status::busy);
+  }
+  SUBCASE("before a snapshot") {
+    s.nodes.r.then["freeze"] = wakes;
+    CHECK(hibernate(s.kernel) == status::busy);
+  }
+  SUBCASE("before the power goes") {
+    s.nodes.r.then["poweroff"] = wakes;
+    CHECK(hibernate(s.kernel) == status::busy);
+  }
+  SUBCASE("before a jump") {
+    s.nodes.r.then["freeze"] = wakes;
+    CHECK(restore<virtual_platform>(s.kernel, nullptr) == status::busy);
+  }
+  CHECK(s.kernel.last_refusal().whom == refused_by::wakeups);
+  CHECK(s.kernel.last_refusal().said == status::busy);
+  s.check_awake();
+
+  s.nodes.r.then.clear();
+  s.nodes.V.fail("prepare", status::busy);
+  CHECK(suspend(s.kernel) == status::busy);
+  CHECK(s.kernel.last_refusal().whom == refused_by::devices);
+  CHECK(s.kernel.devices.last_failure().name == std::string("V"));
+}
+
 TEST_CASE("scenario 21: who objects is not told that it is over, those before him are") {
   misuse_log misuse;
   rig<> s;
@@ -827,6 +867,29 @@ TEST_CASE("a kernel that is not off cannot be restored") {
   CHECK(restore(boot.kernel, &image.kernel) == status::invalid);
   CHECK(misuse.take() == 1);
   CHECK(boot.notices.empty());
+}
+
+TEST_CASE("an image that is being restored is nobody else's, and is there again if that fails") {
+  misuse_log misuse;
+  rig<> image, boot, other;
+  REQUIRE(hibernate(image.kernel) == status::ok);
+  boot.then[step::jump] = [&] {
+    CHECK(image.kernel.is_off());
+    CHECK(restore(other.kernel, &image.kernel) == status::busy);
+    CHECK(misuse.count() == 0);
+    image.kernel.abandon_image();
+    CHECK(misuse.take() == 1);
+    return status::io_error;
+  };
+
+  CHECK(restore(boot.kernel, &image.kernel) == status::io_error);
+
+  CHECK(other.steps.empty());
+  CHECK(image.kernel.is_off());
+  CHECK(restore(other.kernel, &image.kernel) == status::ok);
+  CHECK_FALSE(image.kernel.is_off());
+  CHECK(image.notices == "hibernation_prepare post_hibernation");
+  CHECK(misuse.count() == 0);
 }
 
 TEST_CASE("with the user pass only, the queues of the boot kernel run on") {

@@ -18,6 +18,7 @@
 #include <doctest/doctest.h>
 
 #include <pmgate/block/freeze_gate.hpp>
+#include <pmgate/block/gate_group.hpp>
 #include <pmgate/block/quiesce_gate.hpp>
 #include <pmgate/block/request_queue.hpp>
 #include <pmgate/block/tag_set.hpp>
@@ -27,6 +28,7 @@
 #include <pmgate/pm/scope.hpp>
 #include <pmgate/pm/suspend.hpp>
 #include <pmgate/scsi/device.hpp>
+#include <pmgate/scsi/host.hpp>
 
 #include "support/deferred_platform.hpp"
 #include "support/device_rig.hpp"
@@ -74,6 +76,7 @@ static_assert(!std::is_move_constructible_v<scope::gate>);
 static_assert(pmgate::detail::freezing_gate<pmgate::freeze_gate>);
 static_assert(pmgate::detail::freezing_gate<pmgate::request_queue>);
 static_assert(pmgate::detail::freezing_gate<pmgate::tag_set>);
+static_assert(pmgate::detail::freezing_gate<pmgate::gate_group>);
 static_assert(pmgate::detail::quiescing_gate<pmgate::quiesce_gate>);
 static_assert(pmgate::detail::quiescing_gate<pmgate::request_queue>);
 static_assert(pmgate::detail::quiescing_device<pmgate::scsi::device>);
@@ -99,6 +102,22 @@ struct driver {
   std::string& log;
   std::string images;
   status says = status::ok;
+};
+
+/// A host with a SCSI device on it, whose driver keeps the commands it gets.
+template <class P>
+struct scsi_disk {
+  static int queuecommand(pmgate::scsi::basic_host<P>& host,
+                          pmgate::scsi::basic_command<P>&) noexcept {
+    ++static_cast<scsi_disk*>(host.context())->commands;
+    return 0;
+  }
+  scsi_disk() { (void)device.set_state(pmgate::scsi::device_state::running); }
+  int commands = 0;
+  basic_work_queue<P> works{"kblockd", work_queue_flags::none, 0};
+  pmgate::scsi::basic_host<P> host{{&queuecommand, this}};
+  pmgate::scsi::basic_target<P> target;
+  pmgate::scsi::basic_device<P> device{host, target, works};
 };
 
 /// A host with a dispatch gate and a ring; a disk with an entry: the order of it all.
@@ -267,6 +286,64 @@ TEST_CASE("a gate that does not drain within the limit opens again, and the devi
   virtual_clock::reset();
 }
 
+TEST_CASE("the limit holds for every kind of gate that has a deadline form") {
+  using P = virtual_platform;
+  virtual_clock::reset();
+  struct silent {
+    static pmgate::dispatch_status queue_rq(pmgate::basic_request_queue<P>&,
+                                            pmgate::basic_request<P>&) noexcept {
+      return pmgate::dispatch_status::ok;
+    }
+  };
+  basic_device_tree<P> tree;
+  const auto times_out = [&tree](auto& gate) {
+    basic_scope<P> power(tree, "device");
+    const typename basic_scope<P>::gate only(power, phase::suspend, gate);
+    power.set_drain_limit(ms(30));
+    const auto before = virtual_clock::now();
+    CHECK(go_down(tree, event::suspend) == status::timed_out);
+    CHECK(virtual_clock::now() == before + 30);
+    CHECK_FALSE(only.is_down());
+  };
+
+  SUBCASE("one that quiesces") {
+    basic_quiesce_gate<P> gate;
+    REQUIRE(gate.try_dispatch());
+    times_out(gate);
+    CHECK(gate.depth() == 0);
+    gate.end_dispatch();
+  }
+  SUBCASE("a SCSI device") {
+    const auto disk = std::make_unique<scsi_disk<P>>();
+    pmgate::scsi::basic_command<P> item;
+    REQUIRE(disk->device.submit(item) == status::ok);
+    times_out(disk->device);
+    CHECK(disk->device.state() == pmgate::scsi::device_state::running);
+    CHECK(disk->device.queue().gate().pm_only() == 0);
+    disk->device.complete(item);
+  }
+  SUBCASE("a request queue, or its dispatch, or a tag set") {
+    basic_work_queue<P> works("kblockd", work_queue_flags::none, 0);
+    pmgate::basic_tag_set<P> set(4);
+    pmgate::basic_request_queue<P> queue({&silent::queue_rq, nullptr}, works, set);
+    pmgate::basic_request<P> item;
+    REQUIRE(queue.alloc(item) == status::ok);
+    times_out(queue);
+    times_out(set);
+    CHECK(queue.gate().depth() == 0);
+    queue.free(item);
+
+    REQUIRE(queue.sections().try_dispatch());
+    basic_scope<P> power(tree, "device");
+    const basic_scope<P>::gate dispatch(power, phase::suspend, dispatch_of(queue));
+    power.set_drain_limit(ms(30));
+    CHECK(go_down(tree, event::suspend) == status::timed_out);
+    CHECK(queue.quiesce_depth() == 0);
+    queue.sections().end_dispatch();
+  }
+  virtual_clock::reset();
+}
+
 // -- images
 
 TEST_CASE("gates that were closed in the image are closed when the image goes on") {
@@ -396,34 +473,146 @@ TEST_CASE("gates are closed in the image without waiting for whoever is inside")
   s.dispatch.end_dispatch();
 }
 
+TEST_CASE("a SCSI device is quiesced between the jump and RESTORE if the image has it so") {
+  using pmgate::scsi::device_state;
+  struct look {
+    status suspend() noexcept { return status::ok; }
+    void resume() noexcept {
+      state = disk.device.state();
+      pm_only_count = disk.device.queue().gate().pm_only();
+      is_mine = disk.device.quiesced_by() == default_platform::this_thread();
+      ordinary = disk.device.submit(item, pmgate::scsi::command_flags::nowait);
+    }
+    scsi_disk<default_platform> disk;
+    pmgate::scsi::basic_command<default_platform> item;
+    device_state state{};
+    int pm_only_count = 0;
+    bool is_mine = false;
+    status ordinary = status::ok;
+  } s;
+  const auto try_it = [&s](power_off_mode mode, sleep_kinds kinds) {
+    pmgate::pm::kernel image;
+    two_kernels both(image);
+    scope host(image.devices, "host");
+    const scope::gate first_up(host, phase::suspend_noirq, s, sleep_kinds::freeze);
+    scope disk(image.devices, "disk", &host);
+    const scope::gate class_gate(disk, phase::suspend, s.disk.device, kinds);
+
+    both.hibernate_and_restore(mode);
+
+    CHECK(s.state == device_state::quiesce);
+    CHECK(s.pm_only_count == 1);
+    CHECK(s.is_mine);
+    CHECK(s.ordinary == status::again);
+    CHECK_FALSE(class_gate.is_down());
+    CHECK(s.disk.device.state() == device_state::running);
+    CHECK(s.disk.device.queue().gate().pm_only() == 0);
+  };
+  try_it(power_off_mode::platform, sleep_kinds::all);     // it is down when the power goes
+  try_it(power_off_mode::platform, sleep_kinds::freeze);  // it is up
+  try_it(power_off_mode::shutdown, sleep_kinds::all);
+  try_it(power_off_mode::suspend, sleep_kinds::all);
+  CHECK(s.disk.commands == 0);
+}
+
+TEST_CASE("a request queue and a tag set are frozen after the jump if the image has them so") {
+  struct look {
+    status suspend() noexcept { return status::ok; }
+    void resume() noexcept { depths = queue.gate().depth() * 10 + shared.gate().depth(); }
+    static pmgate::dispatch_status queue_rq(pmgate::request_queue&, pmgate::request&) noexcept {
+      return pmgate::dispatch_status::ok;
+    }
+    pmgate::pm::work_queue works{"kblockd", work_queue_flags::none, 0};
+    pmgate::tag_set set{4};
+    pmgate::request_queue queue{{&queue_rq, nullptr}, works, 4};
+    pmgate::request_queue shared{{&queue_rq, nullptr}, works, set};
+    int depths = 0;
+  } s;
+  pmgate::pm::kernel image;
+  two_kernels both(image);
+  scope host(image.devices, "host");
+  const scope::gate first_up(host, phase::suspend_noirq, s);
+  scope disk(image.devices, "disk", &host);
+  const scope::gate queue_gate(disk, phase::suspend, s.queue);
+  const scope::gate set_gate(disk, phase::suspend, s.set);
+  pmgate::request busy;
+  both.when_off = [&] { REQUIRE(s.shared.alloc(busy) == status::ok); };
+
+  both.hibernate_and_restore(power_off_mode::shutdown);
+
+  CHECK(s.depths == 11);
+  CHECK(s.queue.gate().depth() + s.shared.gate().depth() == 0);
+  s.shared.free(busy);
+}
+
 TEST_CASE("whoever waits at a gate of a kernel that vanished is told that it is gone") {
   struct waiters {
     static status begin(void* it) noexcept {
       auto& self = *static_cast<waiters*>(it);
-      self.at_entry.emplace([&self] { self.told[0] = self.entry.enter(); });
-      self.at_special.emplace([&self] { self.told[1] = self.special.enter(); });
-      CHECK(self.at_entry->is_blocked());
-      CHECK(self.at_special->is_blocked());
+      self.wait([&self] { return self.entry.enter(); });
+      self.wait([&self] { return self.special.enter(); });
+      self.wait([&self] { return self.grouped.enter(); });
+      self.wait([&self] { return self.queue.enter(); });
+      self.wait([&self] { return self.shared.enter(); });
+      self.wait([&self] { return self.disk.device.submit(self.item); });
+      for (const auto& each : self.threads) CHECK(each->is_blocked());
       return status::ok;
     }
-    pmgate::freeze_gate entry, special;
-    std::array<status, 2> told{};
-    std::optional<worker> at_entry, at_special;
+    void wait(const std::function<status()>& enter) {
+      status& answer = told[threads.size()];
+      threads.push_back(std::make_unique<worker>([&answer, enter] { answer = enter(); }));
+    }
+    static pmgate::dispatch_status queue_rq(pmgate::request_queue&, pmgate::request&) noexcept {
+      return pmgate::dispatch_status::ok;
+    }
+    pmgate::freeze_gate entry, special, grouped;
+    pmgate::gate_group group;
+    pmgate::gate_group::member of_group{group, &grouped};
+    pmgate::pm::work_queue works{"kblockd", work_queue_flags::none, 0};
+    pmgate::tag_set set{4};
+    pmgate::request_queue queue{{&queue_rq, nullptr}, works, 4};
+    pmgate::request_queue shared{{&queue_rq, nullptr}, works, set};
+    scsi_disk<default_platform> disk;
+    pmgate::scsi::basic_command<default_platform> item;
+    std::array<status, 6> told{};
+    std::vector<std::unique_ptr<worker>> threads;
   } s;
   pmgate::pm::kernel image, boot;
   scope disk(boot.devices, "disk");
   const scope::gate class_gate(disk, phase::suspend, s.entry);
   const scope::gate other(disk, phase::suspend_late, pm_only(s.special));
+  const scope::gate group(disk, phase::suspend_late, s.group);
+  const scope::gate queue(disk, phase::suspend_late, s.queue);
+  const scope::gate set(disk, phase::suspend_late, s.set);
+  const scope::gate device(disk, phase::suspend_late, s.disk.device);
   const scope::gate last(
       disk, phase::suspend_noirq, &waiters::begin, [](void*) noexcept { return status::ok; }, &s);
 
   REQUIRE(hibernate(image) == status::ok);
   REQUIRE(restore(boot, &image) == status::ok);
-  s.at_entry->join();
-  s.at_special->join();
+  for (const auto& each : s.threads) each->join();
 
-  CHECK(s.told == std::array<status, 2>{status::no_device, status::no_device});
+  for (const status each : s.told) CHECK(each == status::no_device);
   CHECK_FALSE(class_gate.is_down());
+  CHECK(s.disk.commands == 0);
+}
+
+TEST_CASE("a gate that was open when its kernel was given up stays as it is") {
+  pmgate::pm::kernel image;
+  scsi_disk<default_platform> real;
+  pmgate::freeze_gate entry;
+  scope disk(image.devices, "disk");
+  const scope::gate class_gate(disk, phase::suspend, real.device);
+  const scope::gate other(disk, phase::suspend, entry);
+  REQUIRE(hibernate(image, power_off_mode::shutdown) == status::ok);
+
+  image.abandon_image();
+
+  CHECK(real.device.state() == pmgate::scsi::device_state::running);
+  CHECK(real.device.queue().try_enter());
+  real.device.queue().exit();
+  CHECK(entry.try_enter());
+  entry.exit();
 }
 
 // -- misuse

@@ -1226,6 +1226,125 @@ TEST_CASE("32 of system sleep: a poller held at a quiesced device keeps its queu
   freezer.remove(polls);
 }
 
+// -- images
+
+TEST_CASE("with an image come back the state, who quiesced, and who stopped") {
+  using pmgate::pm::image_move;
+  scsi_rig rig(
+      {device_state::running, device_state::running, device_state::running, device_state::running});
+  device& quiesced = rig.dev(0);
+  device& by_other = rig.dev(1);
+  device& stopped = rig.dev(2);
+  device& open = rig.dev(3);
+  CHECK(quiesced.quiesce() == status::ok);
+  nobody other{};
+  std::thread([&] {
+    other = virtual_platform::this_thread();
+    CHECK(by_other.quiesce() == status::ok);
+  }).join();
+  CHECK(stopped.block_nowait() == status::ok);
+  for (const auto& each : rig.devices) each->keep_image(image_move::save);
+
+  quiesced.resume();
+  by_other.resume();
+  CHECK(stopped.unblock(device_state::running) == status::ok);
+  CHECK(open.quiesce() == status::ok);
+  CHECK(open.block_nowait() == status::ok);
+  nobody restorer{};
+  std::thread([&] {
+    restorer = virtual_platform::this_thread();
+    for (const auto& each : rig.devices) each->keep_image(image_move::put_back);
+  }).join();
+
+  CHECK(rig.states() == std::vector<device_state>{device_state::quiesce, device_state::quiesce,
+                                                  device_state::block, device_state::running});
+  CHECK(quiesced.quiesced_by() == restorer);
+  CHECK(by_other.quiesced_by() == other);
+  CHECK(open.quiesced_by() == nobody{});
+  CHECK(quiesced.queue().gate().pm_only() == 1);
+  CHECK(by_other.queue().gate().pm_only() == 1);
+  CHECK(open.queue().gate().pm_only() == 0);
+  CHECK(stopped.is_stopped());
+  CHECK(stopped.queue().quiesce_depth() == 1);
+  CHECK_FALSE(open.is_stopped());
+  CHECK(open.queue().quiesce_depth() == 0);
+
+  quiesced.resume();
+  by_other.resume();
+  CHECK(stopped.unblock(device_state::running) == status::ok);
+  for (const auto& each : rig.devices) {
+    CHECK(each->state() == device_state::running);
+    CHECK(each->queue().gate().pm_only() + each->queue().quiesce_depth() == 0);
+  }
+  CHECK(rig.misuse.count() == 0);
+}
+
+TEST_CASE("what is as the image has it stays so, and nothing comes back that was not saved") {
+  using pmgate::pm::image_move;
+  scsi_rig rig({device_state::running, device_state::running});
+  CHECK(rig.dev(0).quiesce() == status::ok);
+  rig.dev(0).keep_image(image_move::save);
+  rig.dev(0).keep_image(image_move::put_back);
+  CHECK(rig.dev(0).state() == device_state::quiesce);
+  CHECK(rig.dev(0).queue().gate().pm_only() == 1);
+  rig.dev(0).resume();
+
+  rig.dev(1).keep_image(image_move::put_back);
+  CHECK(rig.dev(1).state() == device_state::running);
+}
+
+TEST_CASE("a device that was removed does not come back with an image") {
+  using pmgate::pm::image_move;
+  scsi_rig rig;
+  CHECK(rig.dev().quiesce() == status::ok);
+  rig.dev().keep_image(image_move::save);
+  rig.dev().resume();
+  CHECK(rig.dev().remove() == status::ok);
+
+  rig.dev().keep_image(image_move::put_back);
+
+  CHECK(rig.dev().state() == device_state::del);
+  CHECK(rig.dev().quiesced_by() == nobody{});
+  CHECK(rig.dev().queue().gate().pm_only() == 0);
+}
+
+TEST_CASE("who is inside when an image is put back stays there, and ends") {
+  using pmgate::pm::image_move;
+  scsi_rig rig;
+  CHECK(rig.dev().quiesce() == status::ok);
+  rig.dev().keep_image(image_move::save);
+  rig.dev().resume();
+  command inside, later;
+  CHECK(rig.dev().submit(inside) == status::ok);
+
+  rig.dev().keep_image(image_move::put_back);
+
+  CHECK(rig.dev().submit(later, nowait) == status::again);
+  CHECK(rig.lld.taken() == 1);
+  CHECK(rig.lld.complete_one());
+  CHECK(rig.dev().busy() == 0);
+  rig.dev().resume();
+}
+
+TEST_CASE("what a device of a kernel that vanished holds does not go to its driver") {
+  using pmgate::pm::image_move;
+  scsi_rig rig;
+  CHECK(rig.dev().quiesce() == status::ok);
+  rig.dev().queue().quiesce_nowait();
+  command held;
+  CHECK(rig.dev().submit(held, pm) == status::ok);
+  rig.dev().queue().sections().unquiesce();  // opened, but nobody runs it
+
+  rig.dev().keep_image(image_move::vanish);
+
+  rig.settle();
+  CHECK(rig.lld.calls() == 0);
+  command late;
+  CHECK(rig.dev().submit(late, pm) == status::no_device);
+  rig.dev().queue().run();
+  CHECK(rig.lld.complete_one());
+}
+
 // -- misuse, and one thread of execution
 
 TEST_CASE("with one thread only, what would wait for ever is refused and reported") {

@@ -502,6 +502,54 @@ TEST_CASE("a queue that joins a frozen set is born frozen, without a grace perio
   CHECK(grace().broken_contracts() == 0);
 }
 
+TEST_CASE_TEMPLATE("at the queues of a set that dies nobody waits, nor at one that joins", P,
+                   THREADED_PLATFORMS) {
+  const misuse_log misuse;
+  log_type log;
+  basic_work_queue<P> works("runs");
+  basic_tag_set<P> set(4);
+  port<P> x("x", log, works, set);
+  port<P> y("y", log, works, set);
+  REQUIRE(set.freeze() == status::ok);
+  status told[2] = {};
+  worker one([&] { told[0] = x.q.alloc(x.rqs[0]); });
+  worker two([&] { told[1] = y.q.alloc(y.rqs[0]); });
+  CHECK(one.is_blocked());
+  CHECK(two.is_blocked());
+
+  set.mark_dying();
+  CHECK(set.start_drain() == status::ok);
+  one.join();
+  two.join();
+
+  CHECK(told[0] == status::no_device);
+  CHECK(told[1] == status::no_device);
+  CHECK_FALSE(works.run_pending());  // nothing is offered to anybody
+  port<P> late("late", log, works, set);
+  CHECK(late.q.alloc(late.rqs[0]) == status::no_device);
+  CHECK(misuse.count() == 0);
+}
+
+TEST_CASE("a drain of which one queue's part is refused goes on, and says so") {
+  const misuse_log misuse;
+  log_type log;
+  basic_work_queue<deferred_platform> works("runs");
+  basic_tag_set<deferred_platform> set(4);
+  grace().serve_at_once(true);
+  port<deferred_platform> x("x", log, works, set);
+  port<deferred_platform> y("y", log, works, set);
+  grace().refuse(1);
+
+  set.mark_dying();
+  CHECK(set.start_drain() == status::not_permitted);
+
+  CHECK(x.q.gate().depth() == 0);
+  CHECK(y.q.gate().depth() == 1);
+  CHECK(set.start_drain() == status::ok);
+  CHECK(x.q.gate().depth() == 1);
+  CHECK(misuse.count() == 0);
+}
+
 TEST_CASE("a freeze of which one queue's part is refused freezes none") {
   const misuse_log misuse;
   log_type log;

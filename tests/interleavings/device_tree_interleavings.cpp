@@ -110,7 +110,11 @@ struct family {
       const bool down = each->data.read() == 1;  // the phase is over: nothing races any more
       sim::expect(is_down(each->self) == down, "a mark that is not true");
     }
-    if (result != status::ok) sim::expect(t.downs == 0, "the parent went down after an error");
+    if (result != status::ok) {
+      sim::expect(t.downs == 0, "the parent went down after an error");
+      const bool wakes = d.wakes != nullptr || r.wakes != nullptr;
+      sim::expect(tree.was_woken() == wakes, "a wakeup is taken for an error, or an error for one");
+    }
     if (at != phase::suspend && result == status::ok) tree.resume_start(event::resume);
     tree.resume_end(event::resume);
     for (const node<P>* each : {&t, &d, &r}) {

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 //
 // freezer_interleavings.cpp - the freezer against tasks that stop, sleep, end or are let
-// out; disk events that are blocked while a check runs; and a restore against a poller.
+// out; disk events that are blocked while a check runs; a restore against a poller; and an
+// image against those who want it.
 //
 // What a task works on is guarded, and whoever froze it writes there: a freeze that
 // succeeds too early is a data race and fails the schedule, one that nobody leaves is a
@@ -27,10 +28,14 @@ using pmgate::pm::basic_disk_events;
 using pmgate::pm::basic_freezable_task;
 using pmgate::pm::basic_freezer;
 using pmgate::pm::basic_kernel;
+using pmgate::pm::basic_notifier;
 using pmgate::pm::basic_scope;
 using pmgate::pm::basic_work;
 using pmgate::pm::basic_work_queue;
+using pmgate::pm::hibernate;
+using pmgate::pm::notice;
 using pmgate::pm::phase;
+using pmgate::pm::power_off_mode;
 using pmgate::pm::restore;
 using pmgate::pm::restore_freeze;
 using pmgate::pm::step;
@@ -133,6 +138,36 @@ inline constexpr auto blocks = [](auto& s) {
   s.events.flush(1);
 };
 
+/// A disk without polling, whose checks find whatever they are asked for.
+template <class P>
+struct quiet_disk {
+  quiet_disk() {
+    events.unblock();
+    (void)queue.run_pending();
+  }
+  static unsigned check_medium(void* context, unsigned clearing) noexcept {
+    auto& self = *static_cast<quiet_disk*>(context);
+    // [asked.add] relaxed: read when the threads have ended.
+    (void)self.asked.fetch_or(clearing, std::memory_order_relaxed);
+    return 3;
+  }
+  void clear(unsigned event) {
+    sim::expect(events.clear_events(event) == event, "an event that is there was not found");
+  }
+  void check() {
+    while (queue.run_pending()) {
+    }
+    // [asked.read] relaxed: the threads have ended.
+    sim::expect(asked.load(std::memory_order_relaxed) == 3, "nobody has asked for an event");
+    sim::expect(events.depth() == 0, "blocked at the end");
+    events.block();
+  }
+
+  typename P::template atomic<unsigned> asked{0};
+  basic_work_queue<P> queue{"events", work_queue_flags::freezable};
+  basic_disk_events<P> events{queue, &check_medium, nullptr, this};
+};
+
 // --- a restore ------------------------------------------------------------------------
 
 /// A boot kernel with a poller on a freezable queue, and a ring that goes in noirq.
@@ -191,6 +226,74 @@ using unfixed_boot = boot<P, restore_freeze::user_only>;
 
 inline constexpr auto restores = [](auto& s) { s.restores(); };
 inline constexpr auto polls = [](auto& s) { s.polling.run(); };
+
+// --- an image, and who wants it -------------------------------------------------------
+
+/// A kernel that saves itself, and others that look whether it is off by now.
+template <class P>
+struct sleeper {
+  sleeper() {
+    (void)image.notifiers.add(told);
+    image.set_steps(
+        [](void* context, step what, bool undo) noexcept {
+          if (what == step::write_image && undo) ++static_cast<sleeper*>(context)->removed;
+          return status::ok;
+        },
+        this);
+  }
+  static status hear(basic_notifier<P>& it, notice what) noexcept {
+    if (what == notice::post_hibernation) ++static_cast<sleeper*>(it.context())->awake;
+    return status::ok;
+  }
+  void hibernates() {
+    const status result = hibernate(image, power_off_mode::shutdown);
+    sim::expect(result == status::ok, "the result of a hibernation");
+  }
+  void restores(basic_kernel<P>& on) {
+    if (!image.is_off()) return;
+    const status result = restore(on, &image);
+    sim::expect(result == status::ok || !alone, "the result of a restore");
+    // [restored.add] relaxed: read when the threads have ended.
+    if (result == status::ok) (void)restored.fetch_add(1, std::memory_order_relaxed);
+  }
+  void gives_up() {
+    if (image.is_off()) image.abandon_image();
+  }
+  void check() {
+    // [restored.read] relaxed: the threads have ended.
+    const int woken = restored.load(std::memory_order_relaxed);
+    sim::expect(woken <= 1, "one image woke up twice");
+    sim::expect(awake == woken, "post_hibernation is told once, by who wakes the image");
+    sim::expect(removed == 0, "an image that was restored is removed");
+    if (image.is_off()) image.abandon_image();
+    sim::expect(image.begin_transition(), "a transition of the image goes on for ever");
+    (void)image.notifiers.remove(told);
+  }
+
+  bool alone = true;  // nobody else wants the image
+  int awake = 0;      // written by who has the image
+  int removed = 0;
+  typename P::template atomic<int> restored{0};
+  basic_kernel<P> image, boot, other_boot;
+  basic_notifier<P> told{&hear, this};
+};
+
+/// It is off, and several want it.
+template <class P>
+struct sleeping : sleeper<P> {
+  sleeping() {
+    this->alone = false;
+    this->hibernates();
+  }
+};
+
+inline constexpr auto hibernates = [](auto& s) { s.hibernates(); };
+inline constexpr auto restores_it = [](auto& s) {
+  if (!s.alone) sim::expect_misuse(1);  // who comes when it is over is told so
+  s.restores(s.boot);
+};
+inline constexpr auto restores_it_too = [](auto& s) { s.restores(s.other_boot); };
+inline constexpr auto gives_it_up = [](auto& s) { s.gives_up(); };
 
 // --- the classes with a step left out: explicit specialisations ------------------------
 
@@ -288,11 +391,25 @@ TEST_CASE("of two threads that freeze one is refused, or comes after the other")
       freezes_and_thaws, passes_a_freeze_point);
 }
 
+TEST_CASE("a thaw of the kernel pass that nobody made does not take the thaw from who freezes") {
+  hold_on_all_models<one_task>(
+      "freeze, thaw x thaw of kernel threads x freeze point", {.preemptions = 2}, freezes_and_thaws,
+      [](auto& s) { s.freezer.thaw_kernel_threads(); }, passes_a_freeze_point);
+}
+
 TEST_CASE("who has blocked the checks of a disk meets none, nor does who blocks beside him") {
   hold_on_all_models<polled_disk>("block, unblock x checks", {.preemptions = 3}, blocks,
                                   runs_checks);
   hold_on_all_models<polled_disk>("block, unblock x block, unblock x checks", {.preemptions = 2},
                                   blocks, blocks, runs_checks);
+}
+
+TEST_CASE("what is flushed while somebody clears is asked for, and so is what two clear") {
+  const auto clears_one = [](auto& s) { s.clear(1); };
+  const auto clears_two = [](auto& s) { s.clear(2); };
+  hold_on_all_models<quiet_disk>("clear x flush", {.preemptions = 2}, clears_two,
+                                 [](auto& s) { s.events.flush(1); });
+  hold_on_all_models<quiet_disk>("clear x clear", {.preemptions = 2}, clears_two, clears_one);
 }
 
 TEST_CASE("scenario 29: no poll reaches a driver that a restore has torn down, and none is lost") {
@@ -304,6 +421,17 @@ TEST_CASE("scenario 29: no poll reaches a driver that a restore has torn down, a
 
 TEST_CASE("scenario 28: with the user pass only, a poll does") {
   caught<unfixed_boot<pmgate::sim_platform>>("restore, user tasks only x poll", restores, polls);
+}
+
+TEST_CASE("a kernel that is off has done all it had to: whoever sees that may wake it at once") {
+  hold_on_all_models<sleeper>("hibernate x restore", {.preemptions = 2}, hibernates, restores_it);
+  hold_on_all_models<sleeper>("hibernate x abandon", {.preemptions = 2}, hibernates, gives_it_up);
+}
+
+TEST_CASE("of two who want an image one gets it") {
+  hold_on_all_models<sleeping>("restore x restore", {.preemptions = 2}, restores_it,
+                               restores_it_too);
+  hold_on_all_models<sleeping>("restore x abandon", {.preemptions = 2}, restores_it, gives_it_up);
 }
 
 TEST_CASE("steps that are left out are found") {

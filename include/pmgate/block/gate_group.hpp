@@ -104,6 +104,15 @@ class basic_gate_group {
     unquiesce([](auto&) noexcept {});
   }
 
+  /// Every freeze gate is dying, for good; one that joins is born so.  Blocks: no.
+  void mark_dying() noexcept;
+  /// start_drain() of the freeze gates that are there: whoever waits at one looks whether it
+  /// is dying. Nothing undoes it.
+  ///
+  /// Returns: ok; not_permitted if the platform refused a grace period for one of them, which
+  /// stays as it was.
+  status start_drain() noexcept;
+
   /// Freezes and quiesces of the group in force.
   [[nodiscard]] int freeze_depth() const noexcept;
   [[nodiscard]] int quiesce_depth() const noexcept;
@@ -121,6 +130,7 @@ class basic_gate_group {
   int freezes_ = 0;
   int quiesces_ = 0;
   int starts_ = 0;  // freeze_start() calls under way
+  bool dying_ = false;
 };
 
 using gate_group = basic_gate_group<default_platform>;
@@ -137,6 +147,7 @@ status basic_gate_group<Platform>::join(member& newcomer) noexcept {
     }
   }
   if (newcomer.door_ == nullptr) return status::ok;
+  if (dying_) newcomer.door_->mark_dying();
   for (; newcomer.frozen_ < freezes_; ++newcomer.frozen_) {
     const status started = newcomer.door_->freeze_start_non_owner();
     if (started != status::ok) return started;
@@ -300,6 +311,27 @@ void basic_gate_group<Platform>::unquiesce(Opened opened) noexcept {
         if (at.dispatch_->unquiesce()) opened(*at.dispatch_);
         return status::ok;
       });
+}
+
+template <platform Platform>
+void basic_gate_group<Platform>::mark_dying() noexcept {
+  const scoped_lock guard(lock_);
+  dying_ = true;
+  for (member* at = first_; at != nullptr; at = at->next_) {
+    if (at->door_ != nullptr) at->door_->mark_dying();
+  }
+}
+
+template <platform Platform>
+status basic_gate_group<Platform>::start_drain() noexcept {
+  status result = status::ok;
+  (void)visit_all([](member& at) { return at.door_ != nullptr; },
+                  [&result](member& at) {
+                    const status started = at.door_->start_drain();
+                    if (started != status::ok) result = started;
+                    return status::ok;
+                  });
+  return result;
 }
 
 template <platform Platform>

@@ -108,6 +108,19 @@ class basic_tag_set {
   /// Blocks: as basic_freeze_gate::unfreeze().
   void unfreeze() noexcept;
 
+  // -- the end, of all its queues
+
+  /// The gate of every queue is dying, for good; a queue that joins is born so.
+  ///
+  /// Blocks: no.
+  void mark_dying() noexcept;
+  /// basic_freeze_gate::start_drain() of the gates of the queues that are there: whoever
+  /// waits at one looks whether it is dying. Nothing is dispatched, and nothing undoes it.
+  ///
+  /// Returns: ok; not_permitted if the platform refused a grace period for one of them, which
+  /// stays as it was.  Blocks: as freeze_start().
+  status start_drain() noexcept;
+
  private:
   friend class basic_request_queue<Platform>;
   friend class detail::dispatcher<Platform>;
@@ -164,6 +177,7 @@ class basic_tag_set {
   int quiesces_ = 0;  // in force on the whole set
   int freezes_ = 0;
   int changes_ = 0;  // under way
+  bool dying_ = false;
   typename Platform::wait_word changes_ended_{0};
 };
 
@@ -189,6 +203,7 @@ basic_tag_set<Platform>::~basic_tag_set() {
 template <platform Platform>
 void basic_tag_set<Platform>::join(queue_type& queue) noexcept {
   const scoped_lock members(members_lock_);
+  if (dying_) queue.gate().mark_dying();
   for (int i = 0; i < quiesces_ && queue.in_tagset_quiesce(); ++i) queue.quiesce_nowait();
   for (int i = 0; i < freezes_; ++i) (void)queue.gate().freeze_start_non_owner();
   (last_ != nullptr ? last_->next_in_set_ : first_) = &queue;
@@ -341,6 +356,28 @@ template <platform Platform>
 void basic_tag_set<Platform>::unfreeze() noexcept {
   unfreeze_all(change(freezes_, -1));
   end_change();
+}
+
+// -- the end
+
+template <platform Platform>
+void basic_tag_set<Platform>::mark_dying() noexcept {
+  const scoped_lock members(members_lock_);
+  dying_ = true;
+  for (queue_type* each = first_; each != nullptr; each = each->next_in_set_) {
+    each->gate().mark_dying();
+  }
+}
+
+template <platform Platform>
+status basic_tag_set<Platform>::start_drain() noexcept {
+  status result = status::ok;
+  for (auto& gate : change(freezes_, 0)) {
+    const status started = gate.start_drain();
+    if (started != status::ok) result = started;
+  }
+  end_change();
+  return result;
 }
 
 }  // namespace pmgate

@@ -133,6 +133,13 @@ struct basic_callback_sources {
            : device_class != nullptr ? device_class
                                      : bus;
   }
+  /// What of(table) says of that one, else of the driver; null if neither has it.
+  template <class Of>
+  [[nodiscard]] constexpr auto find(Of of) const noexcept {
+    const table chosen = first();
+    const auto found = chosen != nullptr ? of(*chosen) : decltype(of(*chosen)){};
+    return found != nullptr || driver == nullptr ? found : of(*driver);
+  }
   /// True if nothing is ever called.
   [[nodiscard]] constexpr bool is_empty() const noexcept {
     for (const table each : {domain, type, device_class, bus, driver}) {
@@ -219,7 +226,8 @@ class basic_device {
     return runtime_ != nullptr ? runtime_->is_suspended(runtime_context_)
                                : is(runtime_suspended_bit);
   }
-  /// From its prepare to its resume: nothing may be registered below it.
+  /// From its prepare to its resume, or to its complete if it had no turn in the main phase:
+  /// nothing may be registered below it.
   [[nodiscard]] bool is_prepared() const noexcept { return is(prepared_bit); }
   /// Its callback of that phase, or none, has succeeded and is not undone yet.
   [[nodiscard]] bool is_suspended() const noexcept { return is(suspended_bit); }

@@ -37,8 +37,9 @@ struct callback_failure {
 /// Threads:  every member from any thread, except where a member says.
 /// Blocking: no.
 /// Misuse:   goes to Platform::misuse() and has no effect.
-/// Limits:   devices and links stay as they are while a transition goes on or an image
-///           is kept; only new devices may come. (Kernel: they may also go.)
+/// Limits:   devices and links stay as they are while a transition goes on or an image is
+///           kept; new devices may come during a transition without one. (Kernel: they may
+///           also go.)
 template <platform Platform>
 class basic_device_registry {
  public:
@@ -51,7 +52,8 @@ class basic_device_registry {
   /// Registers the device behind everybody who is there.
   ///
   /// Returns: ok; invalid if its parent is not here or it is somewhere; busy if its
-  /// parent is prepared, or an image is kept.  Kernel: device_pm_add(), which warns.
+  /// parent is prepared, an image is kept, or the kernel is being overwritten.
+  /// Kernel: device_pm_add(), which warns.
   status add(device& item) noexcept;
   /// Returns: ok; invalid if it is not here; busy during a transition, while an image is
   /// kept, or while it has children or links.  Kernel: device_pm_remove().
@@ -111,8 +113,9 @@ class basic_device_registry {
   ~basic_device_registry();
 
   /// Is told of each phase before it runs; see detail::transition::begin().
-  status begin_phase(phase next) noexcept;
-  void reach(detail::progress where) noexcept;
+  status begin_phase(phase next, event what) noexcept;
+  void end_phase() noexcept;
+  void end_phase(detail::progress reached) noexcept;
   void end_transition() noexcept;
   /// Lets nobody probe from now on, and waits for those who do.
   status block_probing() noexcept;
@@ -232,15 +235,21 @@ status basic_device_registry<Platform>::block_probing() noexcept {
 // -- transitions and images
 
 template <platform Platform>
-status basic_device_registry<Platform>::begin_phase(phase next) noexcept {
+status basic_device_registry<Platform>::begin_phase(phase next, event what) noexcept {
   const scoped_lock guard(lock_);
-  return transition_.begin(next);
+  return transition_.begin(next, what);
 }
 
 template <platform Platform>
-void basic_device_registry<Platform>::reach(detail::progress where) noexcept {
+void basic_device_registry<Platform>::end_phase() noexcept {
   const scoped_lock guard(lock_);
-  transition_.reach(where);
+  transition_.end_phase();
+}
+
+template <platform Platform>
+void basic_device_registry<Platform>::end_phase(detail::progress reached) noexcept {
+  const scoped_lock guard(lock_);
+  transition_.end_phase(reached);
 }
 
 template <platform Platform>
@@ -335,6 +344,10 @@ void basic_device_registry<Platform>::discard_image() noexcept {
 
 template <platform Platform>
 void basic_device_registry<Platform>::vanish() noexcept {
+  {
+    const scoped_lock guard(lock_);
+    has_image_ = true;  // so that nobody comes meanwhile
+  }
   call_image_functions(image_move::vanish);
   const scoped_lock guard(lock_);
   for (unsigned n = 1; n < detail::power_list_count; ++n) {

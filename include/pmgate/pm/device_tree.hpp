@@ -37,8 +37,9 @@ namespace pmgate::pm {
 /// Orders:   the callbacks of a device happen-after those it waits for, and happen-before
 ///           the return of the phase.
 /// Misuse:   goes to Platform::misuse() and has no effect: there is nothing to undo. That
-///           includes a phase out of order, with an event of the other direction, or in
-///           the transition of another thread (Kernel: goes wrong).
+///           includes a phase out of order, from within a callback, with an event of the
+///           other direction, down with another one than prepare() had, or in the transition
+///           of another thread (Kernel: goes wrong).
 /// Limits:   those of the base. Nobody is told here that devices go down before tasks and
 ///           queues are stopped: that order is the one of suspend() and restore(). A
 ///           callback is waited for without a limit: see set_watchdog().
@@ -87,7 +88,9 @@ class basic_device_tree : public detail::device_walk<Platform> {
   /// Returns: ok, or what a device said, who then is as if never asked; the caller
   /// undoes by complete(). One that says `again` is asked again. Nothing was begun, and
   /// nothing is undone, if misuse was reported: busy during a transition; invalid with an
-  /// upward event; again where the platform cannot wait for a probe.
+  /// upward event; again where the platform cannot wait for a probe. So do the next three:
+  /// busy from a callback, or in a transition of another thread; invalid out of order, or
+  /// with another event than that of prepare().
   /// Kernel: dpm_prepare().
   [[nodiscard]] status prepare(event what) noexcept;
   /// Children first. Does not undo: the caller does, by resume() and complete().
@@ -121,10 +124,10 @@ class basic_device_tree : public detail::device_walk<Platform> {
   void resume_end(event what) noexcept;
 
  private:
-  using typename walk::function;
   using typename walk::power_list;
 
   status begin(event what, phase at) noexcept;
+  status prepare_all(event what) noexcept;
   status prepare_one(device& item, event what) noexcept;
   void complete_one(device& item) noexcept;
 
@@ -152,7 +155,8 @@ void basic_device_tree<Platform>::set_interrupt_control(interrupts_fn control,
   interrupts_ = control;
 }
 
-/// Every phase begins here: the direction has to be right, the order, and the thread.
+/// Every phase begins here: the direction has to be right, the event, the order, and the
+/// thread. It is under way until its end_phase(), or end_transition().
 template <platform Platform>
 status basic_device_tree<Platform>::begin(event what, phase at) noexcept {
   if (goes_down(what) != goes_down(at)) {
@@ -160,7 +164,7 @@ status basic_device_tree<Platform>::begin(event what, phase at) noexcept {
                                    : "devices do not come up with a downward event");
     return status::invalid;
   }
-  const status legal = this->begin_phase(at);
+  const status legal = this->begin_phase(at, what);
   if (legal == status::ok) walk::begin(what, at);
   return legal;
 }
@@ -176,13 +180,24 @@ status basic_device_tree<Platform>::prepare(event what) noexcept {
     this->end_transition();
     return unprobed;
   }
+  const status result = prepare_all(what);
+  if (result == status::ok) {
+    this->end_phase(detail::progress::prepared);
+  } else {
+    this->end_phase();
+  }
+  return result;
+}
+
+template <platform Platform>
+status basic_device_tree<Platform>::prepare_all(event what) noexcept {
   for (;;) {
     device* item = nullptr;
     {
       const scoped_lock guard(this->lock_);
       item = this->graph_.first(power_list::active);
     }
-    if (item == nullptr) break;
+    if (item == nullptr) return status::ok;
     const status result = prepare_one(*item, what);
     if (result == status::again) continue;
     if (result != status::ok) return result;
@@ -190,17 +205,12 @@ status basic_device_tree<Platform>::prepare(event what) noexcept {
     item->set(device::prepared_bit, true);
     this->graph_.move_back(*item, power_list::prepared);
   }
-  this->reach(detail::progress::prepared);
-  return status::ok;
 }
 
 template <platform Platform>
 status basic_device_tree<Platform>::prepare_one(device& item, event what) noexcept {
   item.hold_runtime(true);
-  const auto* const first = item.sources_.first();
-  const auto* const driver = item.sources_.driver;
-  function callback = first != nullptr ? first->prepare : nullptr;
-  if (callback == nullptr && driver != nullptr) callback = driver->prepare;
+  const auto callback = item.sources_.find([](const auto& table) { return table.prepare; });
   const status said = callback != nullptr ? this->call(item, callback) : status::ok;
   if (static_cast<int>(said) < 0) {
     item.hold_runtime(false);
@@ -233,10 +243,7 @@ void basic_device_tree<Platform>::complete(event what) noexcept {
 
 template <platform Platform>
 void basic_device_tree<Platform>::complete_one(device& item) noexcept {
-  const auto* const first = item.sources_.first();
-  const auto* const driver = item.sources_.driver;
-  auto callback = first != nullptr ? first->complete : nullptr;
-  if (callback == nullptr && driver != nullptr) callback = driver->complete;
+  const auto callback = item.sources_.find([](const auto& table) { return table.complete; });
   if (callback != nullptr) this->call(item, callback);
 }
 
@@ -247,7 +254,11 @@ status basic_device_tree<Platform>::suspend(event what) noexcept {
   const status legal = begin(what, phase::suspend);
   if (legal != status::ok) return legal;
   const status result = this->go_down(power_list::prepared, power_list::suspended);
-  if (result == status::ok) this->reach(detail::progress::suspended);
+  if (result == status::ok) {
+    this->end_phase(detail::progress::suspended);
+  } else {
+    this->end_phase();
+  }
   return result;
 }
 
@@ -256,6 +267,7 @@ status basic_device_tree<Platform>::suspend_late(event what) noexcept {
   const status legal = begin(what, phase::suspend_late);
   if (legal != status::ok) return legal;
   const status result = this->go_down(power_list::suspended, power_list::late_early);
+  this->end_phase();
   if (result != status::ok) resume_early(undo_of(what));
   return result;
 }
@@ -266,6 +278,7 @@ status basic_device_tree<Platform>::suspend_noirq(event what) noexcept {
   if (legal != status::ok) return legal;
   if (interrupts_ != nullptr) interrupts_(interrupts_context_, false);
   const status result = this->go_down(power_list::late_early, power_list::noirq);
+  this->end_phase();
   if (result != status::ok) resume_noirq(undo_of(what));
   return result;
 }
@@ -275,18 +288,21 @@ void basic_device_tree<Platform>::resume_noirq(event what) noexcept {
   if (begin(what, phase::resume_noirq) != status::ok) return;
   this->come_up(power_list::noirq, power_list::late_early);
   if (interrupts_ != nullptr) interrupts_(interrupts_context_, true);
+  this->end_phase();
 }
 
 template <platform Platform>
 void basic_device_tree<Platform>::resume_early(event what) noexcept {
   if (begin(what, phase::resume_early) != status::ok) return;
   this->come_up(power_list::late_early, power_list::suspended);
+  this->end_phase();
 }
 
 template <platform Platform>
 void basic_device_tree<Platform>::resume(event what) noexcept {
   if (begin(what, phase::resume) != status::ok) return;
   this->come_up(power_list::suspended, power_list::prepared);
+  this->end_phase();
 }
 
 template <platform Platform>

@@ -29,6 +29,8 @@ class basic_disk_events {
   using queue = basic_work_queue<Platform>;
   using duration = typename Platform::duration;
   /// Asks the device. `clearing`: events somebody wants to be told of anew.
+  ///
+  /// Beside itself: each clear_events() calls it on its own thread.
   /// Returns: the events there are, a bit each.  Kernel: ->check_events().
   using check_fn = unsigned (*)(void* context, unsigned clearing) noexcept;
   /// Tells of events that were not known.  Kernel: uevents.
@@ -76,7 +78,7 @@ class basic_disk_events {
     static_cast<basic_disk_events*>(item.context())->check();
   }
   void check() noexcept;
-  void unblock(bool check_now) noexcept;
+  void unblock(bool after_clear) noexcept;
 
   queue& queue_;
   check_fn check_;
@@ -117,15 +119,16 @@ void basic_disk_events<Platform>::unblock() noexcept {
   unblock(false);
 }
 
+/// After a clear_events() a flush() that came meanwhile, and queued nothing, has its check.
 template <platform Platform>
-void basic_disk_events<Platform>::unblock(bool check_now) noexcept {
+void basic_disk_events<Platform>::unblock(bool after_clear) noexcept {
   const scoped_lock guard(lock_);
   if (depth_ == 0) {
     Platform::misuse("unblock() without block()");
     return;
   }
   if (--depth_ != 0) return;
-  const bool now = check_now || !ever_unblocked_;
+  const bool now = (after_clear && clearing_ != 0) || !ever_unblocked_;
   ever_unblocked_ = true;
   if (now || duration{} < interval_) {
     (void)queue_.queue_delayed(work_, now ? duration{} : interval_);
@@ -147,14 +150,12 @@ unsigned basic_disk_events<Platform>::clear_events(unsigned events) noexcept {
   }
   block();
   check();
-  bool more = false;
   {
     const scoped_lock guard(lock_);
-    more = clearing_ != 0;
     events &= known_;
     known_ &= ~events;
   }
-  unblock(more);
+  unblock(true);
   return events;
 }
 

@@ -116,7 +116,9 @@ class basic_freezer {
   [[nodiscard]] status freeze_kernel_threads() noexcept;
   [[nodiscard]] status freeze_kernel_threads(report& result) noexcept;
 
-  /// Undoes freeze_kernel_threads().  Blocks: no.  Kernel: thaw_kernel_threads().
+  /// Undoes freeze_kernel_threads(); no effect without.
+  ///
+  /// Blocks: no.  Kernel: thaw_kernel_threads().
   void thaw_kernel_threads() noexcept;
 
   /// Undoes everything; no effect if nothing is frozen.
@@ -422,6 +424,7 @@ status basic_freezer<Platform>::freeze_kernel_threads() noexcept {
 template <platform Platform>
 void basic_freezer<Platform>::thaw_kernel_threads() noexcept {
   const scoped_lock guard(lock_);
+  if (!has_mode(full_mode)) return;
   set_mode(0, full_mode);
   if (!has_mode(user_mode)) freezing_thread_ = typename Platform::thread_id{};
   thaw_queues();

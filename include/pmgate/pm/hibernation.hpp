@@ -37,7 +37,8 @@ template <platform Platform>
 ///
 /// Returns: ok once the image kernel is up again, on this thread; `boot` has vanished then:
 /// none of its devices is told, what its queues held is gone. Else what failed, and `boot`
-/// runs on. An image kernel of null is not looked at (its end is elsewhere).
+/// runs on; busy also if somebody else restores that image, or gives it up. An image kernel
+/// of null is not looked at (its end is elsewhere).
 /// Misuse: an image kernel that is not off is reported; invalid is returned.
 /// Blocks: yes.  Kernel: software_resume().
 template <platform Platform>
@@ -59,8 +60,12 @@ status hibernate(basic_kernel<Platform>& system, power_off_mode mode) noexcept {
     const detail::snapshot_result made = detail::make_snapshot(system);
     result = made.result;
     if (result == status::ok && made.reached) {
-      result = detail::write_image_and_go_off(system, mode);
-      if (system.is_off()) return result;  // and goes on in restore()
+      bool off = false;
+      result = detail::write_image_and_go_off(system, mode, off);
+      if (off) {
+        system.set_off(true);  // the last touch: it goes on in restore(), at once maybe
+        return result;
+      }
     }
   }
   detail::go_on(system, notice::post_hibernation);
@@ -70,31 +75,18 @@ status hibernate(basic_kernel<Platform>& system, power_off_mode mode) noexcept {
 template <platform Platform>
 status restore(basic_kernel<Platform>& boot, basic_kernel<Platform>* image,
                restore_freeze stops) noexcept {
-  if (image != nullptr && !image->is_off()) {
-    Platform::misuse("restore() of a kernel that is not off");
-    return status::invalid;
+  if (image != nullptr) {
+    const status claimed = image->claim_image();
+    if (claimed == status::invalid) Platform::misuse("restore() of a kernel that is not off");
+    if (claimed != status::ok) return claimed;
   }
-  if (!boot.begin_transition()) return status::busy;
-  status result = boot.take(step::open_image);
+  const status result = detail::load_and_jump(boot, stops);
+  if (image == nullptr) return result;
   if (result == status::ok) {
-    result = detail::ask_notifiers(boot, notice::restore_prepare, notice::post_restore);
-    if (result != status::ok) boot.undo(step::open_image);
+    detail::wake_image(*image);
+  } else {
+    image->set_off(true);  // and is there for the next one
   }
-  if (result != status::ok) {
-    boot.end_transition();
-    return result;
-  }
-  result = detail::freeze_boot_kernel(boot, stops);                // R1
-  if (result == status::ok) result = boot.take(step::read_image);  // R2
-  boot.undo(step::open_image);  // it is in memory, or will not be
-  if (result == status::ok) result = detail::quiesce_and_jump(boot);
-  if (result == status::ok) {
-    boot.vanish();
-    boot.end_transition();
-    if (image != nullptr) detail::wake_image(*image);
-    return status::ok;
-  }
-  detail::go_on(boot, notice::post_restore);
   return result;
 }
 

@@ -56,8 +56,8 @@ enum class refused_by : std::uint8_t {
   user_tasks,      ///< see freezer.last_report()
   kernel_threads,  ///< the same
   machine,         ///< in a step
-  devices,         ///< see devices.last_failure(), unless a wakeup came between two of them
-  wakeups,         ///< before the machine was to sleep or to go off
+  devices,         ///< one of them: see devices.last_failure()
+  wakeups,         ///< between two devices, or before the machine was to sleep or to go off
 };
 
 /// What a transition came to.  Kernel: suspend_stats, last_failed_step.
@@ -71,7 +71,8 @@ struct refusal {
 ///
 /// Lifetime: neither copyable nor movable; outlives everybody registered with it.
 /// Threads:  the parts as they say; transitions from any thread, one at a time.
-/// Blocking: no member of its own.
+/// Blocking: take(), take_all(), undo() and undo_all(), as long as the steps do; some of these
+///           sleep. No other member.
 /// Misuse:   goes to Platform::misuse() and has no effect.
 template <platform Platform>
 class basic_kernel {
@@ -97,7 +98,7 @@ class basic_kernel {
   /// True while it is off and only its image is left; see hibernate().
   [[nodiscard]] bool is_off() const noexcept {
     // [off.read] acquire: pairs with [off.set].
-    return off_.load(std::memory_order_acquire) != 0;
+    return off_.load(std::memory_order_acquire) != on;
   }
 
   /// Who refused last in the last transition, also if that could go on without; for who
@@ -110,7 +111,8 @@ class basic_kernel {
   /// Gives up the image of a kernel that is off: nobody is going to restore it.
   ///
   /// What its queues held is gone, as in a kernel that is overwritten; its tasks go on, its
-  /// devices are not told, and can be removed. It may begin transitions again.
+  /// devices are not told, and can be removed. It may begin transitions again. One that is
+  /// just being restored, or given up, is not off for this purpose.
   void abandon_image() noexcept;
 
   // -- for transitions
@@ -132,6 +134,10 @@ class basic_kernel {
     if (said != status::ok) note({whom, {}, said});
     return said;
   }
+  /// The same for what a phase of the devices said, if it was not on account of a wakeup.
+  status noted_phase(status said) noexcept {
+    return noted(devices.was_woken() ? refused_by::wakeups : refused_by::devices, said);
+  }
   /// Looks for a wakeup. Returns: `if_so`, noted, if there is one; else ok.
   [[nodiscard]] status look_for_wakeup(status if_so) noexcept {
     return wakeup.pending() ? noted(refused_by::wakeups, if_so) : status::ok;
@@ -150,12 +156,27 @@ class basic_kernel {
   void save_image() noexcept;
   void put_back_image() noexcept;
   void vanish() noexcept;
-  void set_off(bool off) noexcept {
-    // [off.set] release: pairs with [off.read].
-    off_.store(off ? 1 : 0, std::memory_order_release);
+  void set_off(bool down) noexcept {
+    // [off.set] release: pairs with [off.read] and [off.claim].
+    off_.store(down ? off : on, std::memory_order_release);
+  }
+  /// Makes the image the caller's, to be woken or given up, or put back by set_off(true).
+  ///
+  /// Returns: ok; busy if it is somebody else's; invalid if the kernel is not off.
+  [[nodiscard]] status claim_image() noexcept {
+    std::uint32_t seen = off;
+    // [off.claim] acquire: pairs with [off.set]; of two who want the image one gets it.
+    if (off_.compare_exchange_strong(seen, claimed, std::memory_order_acquire,
+                                     std::memory_order_relaxed)) {
+      return status::ok;
+    }
+    return seen == claimed ? status::busy : status::invalid;
   }
 
  private:
+  // What off_ says: claimed is off, too, but the image belongs to somebody.
+  static constexpr std::uint32_t on = 0, off = 1, claimed = 2;
+
   void note(const refusal& last) noexcept {
     const scoped_lock guard(lock_);
     refusal_ = last;
@@ -164,7 +185,7 @@ class basic_kernel {
   step_fn step_ = nullptr;
   void* step_context_ = nullptr;
   typename Platform::template atomic<std::uint32_t> busy_{0};
-  typename Platform::template atomic<std::uint32_t> off_{0};
+  typename Platform::template atomic<std::uint32_t> off_{on};
   refusal refusal_{};  // under lock_
   typename Platform::mutex lock_;
 };
@@ -223,8 +244,8 @@ void basic_kernel<Platform>::vanish() noexcept {
 
 template <platform Platform>
 void basic_kernel<Platform>::abandon_image() noexcept {
-  if (!is_off()) {
-    Platform::misuse("abandon_image() of a kernel that is not off");
+  if (claim_image() != status::ok) {
+    Platform::misuse("abandon_image() of a kernel that is not off, or is being restored");
     return;
   }
   vanish();

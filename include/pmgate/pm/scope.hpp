@@ -44,8 +44,9 @@ enum class sleep_kinds : std::uint8_t {
 /// Blocking: construction no; its callbacks, as long as its gates do.
 /// Images:   gates are memory. With the image each is as down as it was, without a wait and
 ///           without a call of suspend(), resume(), quiesce() of a device, or a function:
-///           no driver reaches the hardware between the jump and RESTORE. A driver that has
-///           to put back memory of its own has a `void keep_image(image_move) noexcept`.
+///           no driver reaches the hardware between the jump and RESTORE. Something with
+///           suspend() or quiesce() that has to put back memory of its own, as scsi::device
+///           has, has a `void keep_image(image_move) noexcept`.
 ///           Whoever waits at a gate of a kernel that vanished gets no_device.
 /// Misuse:   goes to Platform::misuse() and has no effect.
 template <platform Platform>
@@ -64,8 +65,8 @@ class basic_scope {
   /// Whether it came into the tree: what basic_device_tree::add() said.
   [[nodiscard]] status registration() const noexcept { return registered_; }
 
-  /// Gates that can be told so give up after that time, and the device refuses with
-  /// timed_out; none at first.
+  /// Gates that have a deadline form give up after that time each, and the device refuses
+  /// with timed_out; none at first. Without one: gate_group, suspend(), the two functions.
   void set_drain_limit(duration limit) noexcept { limit_ = limit; }
 
   /// A suspend may leave its gates alone while its runtime PM sleeps; false at first.

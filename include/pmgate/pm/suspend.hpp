@@ -43,7 +43,7 @@ status suspend_devices_and_enter(basic_kernel<Platform>& system, sleep_mode mode
   static constexpr step before[] = {step::platform, step::console};
   status result = system.take_all(before);
   if (result != status::ok) return result;
-  result = system.noted(refused_by::devices, system.devices.suspend_start(event::suspend));
+  result = system.noted_phase(system.devices.suspend_start(event::suspend));
   if (result == status::ok) {
     result = system.take(step::platform_prepare);
     if (result == status::ok) {

@@ -13,6 +13,7 @@
 #include <atomic>
 #include <cstdint>
 
+#include <pmgate/detail/pm/hooked_list.hpp>
 #include <pmgate/platform.hpp>
 
 namespace pmgate {
@@ -69,8 +70,7 @@ class basic_work {
   void* context_;
   typename Platform::template atomic<std::uintptr_t> owner_{nobody};  // a schedule's address
   // The rest belongs to the lock of the queue.
-  basic_work* next_ = nullptr;
-  basic_work* previous_ = nullptr;
+  detail::list_hook<basic_work> entry_;
   typename Platform::time_point due_{};
   std::uint64_t ticket_ = 0;    // which queueing this is
   std::uint32_t disabled_ = 0;  // cancel_sync() calls under way: no queueing

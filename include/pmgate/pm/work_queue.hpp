@@ -193,6 +193,7 @@ class basic_work_queue {
   using schedule = detail::work_schedule<Platform>;
   static constexpr std::uint64_t no_limit = ~std::uint64_t{0};
 
+  bool take_back(work_type& item) noexcept;
   bool run_one(std::uint64_t last_ticket) noexcept;
   status wait_for(typename schedule::waiter& entry) noexcept;
   bool is_frozen_by_caller() noexcept;

@@ -18,6 +18,7 @@
 #include <pmgate/block/request_queue.hpp>
 #include <pmgate/detail/scsi/busy_countdown.hpp>
 #include <pmgate/platform.hpp>
+#include <pmgate/pm/device.hpp>
 #include <pmgate/pm/work_queue.hpp>
 #include <pmgate/scsi/command.hpp>
 #include <pmgate/scsi/state.hpp>
@@ -213,6 +214,15 @@ class basic_device {
   /// Blocks: no.  Kernel: the look of scsi_rescan_device() and of scsi_resume_device().
   [[nodiscard]] status check_rescan() const noexcept;
 
+  /// For hibernation: the state and who has closed what, to and from an image; for a scope.
+  ///
+  /// put_back undoes what has changed since, and waits for nobody: whoever is inside stays.
+  /// If the thread that saved had quiesced, the one that puts back has now. A device that
+  /// is being removed stays so. vanish has whoever waits at a device that is quiesced told
+  /// no_device, for good.
+  /// Blocks: no; vanish for switches of the gate under way.  Kernel: none, it is memory.
+  void keep_image(pm::image_move what) noexcept;
+
   // -- queries; what they say may be over when they return
 
   [[nodiscard]] device_state state() const noexcept {
@@ -276,6 +286,7 @@ class basic_device {
   status change_state(device_state to) noexcept;
   void assign_state(device_state to) noexcept;
   [[nodiscard]] bool take_stop() noexcept;
+  void stop_locked() noexcept;
   status block_locked() noexcept;
   status block_undoably() noexcept;
   void end_undoably(bool undo) noexcept;
@@ -288,12 +299,23 @@ class basic_device {
   removal begin_removal() noexcept;
   void end_removal(removal end) noexcept;
   void leave_service() noexcept;
+  void save_image() noexcept;
+  void put_back_image() noexcept;
 
   /// What a block that may be undone gives back, as far as nobody else has changed it.
   struct undo {
     bool state = false;
     bool queue = false;
     device_state before{};
+  };
+
+  /// What the image says.
+  struct image {
+    bool kept = false;
+    bool by_caller = false;  // quiesced, by who saved it
+    bool stopped = false;
+    device_state state{};
+    typename Platform::thread_id quiesced_by{};
   };
 
   host_type& host_;
@@ -305,10 +327,11 @@ class basic_device {
   unsigned slot_count_ = 0;
   countdown count_;
   queue_type queue_;
-  typename Platform::mutex state_lock_;  // state_'s writers and those of the next five
+  typename Platform::mutex state_lock_;  // state_'s writers and those of the next six
   typename Platform::thread_id quiesced_by_{};
   typename Platform::template atomic<bool> stopped_{false};
   undo undo_;
+  image image_;
   removal removal_ = removal::none;
   typename Platform::thread_id remover_{};
   typename Platform::wait_word removals_{0};  // counts ends of removals

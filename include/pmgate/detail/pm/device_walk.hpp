@@ -41,6 +41,11 @@ class device_walk : public pm::basic_device_registry<Platform> {
   using typename registry::link;
   using queue = pm::basic_work_queue<Platform>;
 
+  /// True if the last phase on the way down ended for a wakeup: no device is to blame.
+  ///
+  /// Precondition: the thread that called it.
+  [[nodiscard]] bool was_woken() const noexcept { return woken_; }
+
   /// The handler of a device, as an item of work.
   static void run_async(pm::basic_work<Platform>& item) noexcept;
 
@@ -83,19 +88,27 @@ class device_walk : public pm::basic_device_registry<Platform> {
   static void wait_for(device& other) noexcept;
   static void signal(device& item) noexcept;
 
-  void latch(status error) noexcept {
+  void latch(status error) noexcept { latch_number(static_cast<int>(error)); }
+  void latch_number(int error) noexcept {
     // [error.set] release: pairs with [error.read]; a later error replaces it.
-    error_.store(static_cast<int>(error), std::memory_order_release);
+    error_.store(error, std::memory_order_release);
   }
-  status latched() const noexcept {
+  int latched_number() const noexcept {
     // [error.read] acquire: pairs with [error.set]; who waited for the one who failed
     // sees it by [done.wait].
-    return static_cast<status>(error_.load(std::memory_order_acquire));
+    return error_.load(std::memory_order_acquire);
   }
+  status latched() const noexcept {
+    const int error = latched_number();
+    return error == a_wakeup ? status::busy : static_cast<status>(error);
+  }
+
+  static constexpr int a_wakeup = 1 << 16;  // latched among errors: no status has that number
 
   event event_ = event::suspend;  // of the phase under way; written between phases
   phase phase_ = phase::prepare;
   typename Platform::template atomic<int> error_{0};
+  bool woken_ = false;                        // the last phase down was
   std::uint32_t started_ = 0;                 // asynchronous handlers of this phase
   typename Platform::wait_word finished_{0};  // those of them that are done
 };
@@ -104,6 +117,7 @@ template <platform Platform>
 void device_walk<Platform>::begin(event what, phase at) noexcept {
   event_ = what;
   phase_ = at;
+  if (goes_down(at)) woken_ = false;
   latch(status::ok);
 }
 
@@ -137,7 +151,9 @@ status device_walk<Platform>::go_down(power_list from, power_list to) noexcept {
     if (result != status::ok || latched() != status::ok) break;
   }
   await_async();
-  return result != status::ok ? result : latched();
+  if (result != status::ok) return result;
+  woken_ = latched_number() == a_wakeup;
+  return latched();
 }
 
 /// From the beginning of the list, the asynchronous devices before all others: a device
@@ -230,7 +246,7 @@ template <platform Platform>
 bool device_walk<Platform>::is_skipped(device& item) noexcept {
   bool stop = latched() != status::ok;
   if (!stop && phase_ != phase::suspend_noirq && wakeup_ != nullptr && wakeup_->pending()) {
-    latch(status::busy);  // a counted event is told once only
+    latch_number(a_wakeup);  // a counted event is told once only
     stop = true;
   }
   if (phase_ == phase::suspend && item.is(device::direct_bit) && (stop || !stays_asleep(item))) {
@@ -294,10 +310,7 @@ void device_walk<Platform>::bring_up(device& item) noexcept {
 template <platform Platform>
 typename device_walk<Platform>::function device_walk<Platform>::find(
     const device& item) const noexcept {
-  const auto* const first = item.sources_.first();
-  const auto* const driver = item.sources_.driver;
-  const function callback = first != nullptr ? first->find(event_, phase_) : nullptr;
-  return callback != nullptr || driver == nullptr ? callback : driver->find(event_, phase_);
+  return item.sources_.find([this](const auto& table) { return table.find(event_, phase_); });
 }
 
 template <platform Platform>

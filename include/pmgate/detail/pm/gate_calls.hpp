@@ -109,7 +109,11 @@ template <class Gate, platform Platform>
 struct dispatch_kind {
   using type = Gate;
   static status start(Gate& gate) noexcept { return gate.quiesce_nowait(), status::ok; }
-  static status drain(Gate& gate, const typename Platform::duration*) noexcept {
+  static status drain(Gate& gate,
+                      [[maybe_unused]] const typename Platform::duration* limit) noexcept {
+    if constexpr (requires { gate.wait_quiesced_until(Platform::now() + *limit); }) {
+      if (limit != nullptr) return gate.wait_quiesced_until(Platform::now() + *limit);
+    }
     return gate.wait_quiesced();
   }
   static void open(Gate& gate) noexcept { static_cast<void>(gate.unquiesce()); }
@@ -143,11 +147,15 @@ template <class Gate, platform Platform>
   requires(!freezing_gate<Gate> && !quiescing_gate<Gate> && gate_like<Gate>)
 struct gate_kind<Gate, Platform> {
   using type = Gate;
-  static status close(Gate& gate) noexcept {
-    if constexpr (quiescing_device<Gate>) {
-      return gate.quiesce();
-    } else {
+  static status close(Gate& gate,
+                      [[maybe_unused]] const typename Platform::duration* limit) noexcept {
+    if constexpr (!quiescing_device<Gate>) {
       return gate.suspend();
+    } else {
+      if constexpr (requires { gate.quiesce_until(Platform::now() + *limit); }) {
+        if (limit != nullptr) return gate.quiesce_until(Platform::now() + *limit);
+      }
+      return gate.quiesce();
     }
   }
   static auto open(Gate& gate) noexcept { return gate.resume(); }
@@ -165,11 +173,10 @@ struct gate_calls {
 };
 
 template <class Kind, platform Platform>
-status close_gate(void* behind,
-                  [[maybe_unused]] const typename Platform::duration* limit) noexcept {
+status close_gate(void* behind, const typename Platform::duration* limit) noexcept {
   auto& gate = *static_cast<typename Kind::type*>(behind);
-  if constexpr (requires { Kind::close(gate); }) {
-    return Kind::close(gate);
+  if constexpr (requires { Kind::close(gate, limit); }) {
+    return Kind::close(gate, limit);
   } else {
     const status started = Kind::start(gate);
     if (started != status::ok) return started;
@@ -191,7 +198,7 @@ status open_gate(void* behind) noexcept {
 }
 
 /// Gates are memory: they are put back to how they were, and whoever is inside stays. What
-/// is in the memory of a driver only the driver knows, if it has a keep_image().
+/// is in the memory of a device or a driver only they know, if they have a keep_image().
 template <class Kind>
 bool keep_gate_image(void* behind, pm::image_move what, bool is_down, bool to_be) noexcept {
   auto& gate = *static_cast<typename Kind::type*>(behind);

@@ -61,9 +61,9 @@ inline constexpr pm::step power_off_core[] = {pm::step::platform_noirq, pm::step
 /// H5 to the early half of H7.  Kernel: create_image().
 template <platform Platform>
 snapshot_result create_image(pm::basic_kernel<Platform>& system) noexcept {
-  using pm::event, pm::refused_by;
+  using pm::event;
   snapshot_result made;
-  made.result = system.noted(refused_by::devices, system.devices.suspend_end(event::freeze));  // H5
+  made.result = system.noted_phase(system.devices.suspend_end(event::freeze));  // H5
   if (made.result != status::ok) return made;
   made.result = system.take_all(snapshot_core);  // H6
   if (made.result == status::ok) {
@@ -81,9 +81,9 @@ snapshot_result create_image(pm::basic_kernel<Platform>& system) noexcept {
 /// H4 to H7, with the tasks frozen.
 template <platform Platform>
 snapshot_result snapshot_devices(pm::basic_kernel<Platform>& system) noexcept {
-  using pm::event, pm::refused_by;
+  using pm::event;
   snapshot_result made;
-  made.result = system.noted(refused_by::devices, system.devices.prepare(event::freeze));  // H4
+  made.result = system.noted_phase(system.devices.prepare(event::freeze));  // H4
   if (made.result != status::ok) {
     system.devices.complete(event::recover);
     system.freezer.thaw_kernel_threads();
@@ -91,7 +91,7 @@ snapshot_result snapshot_devices(pm::basic_kernel<Platform>& system) noexcept {
   }
   made.result = system.take(pm::step::console);
   if (made.result == status::ok) {
-    made.result = system.noted(refused_by::devices, system.devices.suspend(event::freeze));
+    made.result = system.noted_phase(system.devices.suspend(event::freeze));
     if (made.result == status::ok) made = create_image(system);
     system.devices.resume(after_snapshot(made));  // H7
     system.undo(pm::step::console);
@@ -119,13 +119,13 @@ snapshot_result make_snapshot(pm::basic_kernel<Platform>& system) noexcept {
 /// Kernel: hibernation_platform_enter().
 template <platform Platform>
 status power_off_devices(pm::basic_kernel<Platform>& system) noexcept {
-  using pm::event, pm::refused_by;
+  using pm::event;
   static constexpr pm::step before[] = {pm::step::platform, pm::step::console};
   status result = system.take_all(before);
   if (result != status::ok) return result;
-  result = system.noted(refused_by::devices, system.devices.suspend_start(event::hibernate));
+  result = system.noted_phase(system.devices.suspend_start(event::hibernate));
   if (result == status::ok) {
-    result = system.noted(refused_by::devices, system.devices.suspend_end(event::hibernate));
+    result = system.noted_phase(system.devices.suspend_end(event::hibernate));
     if (result == status::ok) {
       result = system.take_all(power_off_core);
       if (result == status::ok) {
@@ -150,8 +150,9 @@ constexpr bool is_wakeup(status said) noexcept {
 /// H9. A wakeup on the way removes the image's signature, and the kernel goes on. So it does
 /// in suspend mode: a counted event is told once, platform mode would not see it. (Linux
 /// powers off then.)
+/// off: whether it is; told to nobody yet, for whoever knows may wake the image at once.
 template <platform Platform>
-status power_down(pm::basic_kernel<Platform>& system, pm::power_off_mode mode) noexcept {
+status power_down(pm::basic_kernel<Platform>& system, pm::power_off_mode mode, bool& off) noexcept {
   status result = status::not_supported;
   if (mode == pm::power_off_mode::suspend) {
     result = pm::suspend_devices_and_enter(system, pm::sleep_mode::memory);
@@ -163,18 +164,18 @@ status power_down(pm::basic_kernel<Platform>& system, pm::power_off_mode mode) n
     if (is_wakeup(result)) return result;
   }
   if (result != status::ok) result = system.take(pm::step::power_off);
-  system.set_off(result == status::ok);
+  off = result == status::ok;
   return result;
 }
 
-/// H8 and H9. Afterwards the kernel is off, or there is no image any more.
+/// H8 and H9. Afterwards the kernel is off, see power_down(), or there is no image any more.
 template <platform Platform>
-status write_image_and_go_off(pm::basic_kernel<Platform>& system,
-                              pm::power_off_mode mode) noexcept {
+status write_image_and_go_off(pm::basic_kernel<Platform>& system, pm::power_off_mode mode,
+                              bool& off) noexcept {
   status result = system.take(pm::step::write_image);
   if (result == status::ok) {
-    result = power_down(system, mode);
-    if (system.is_off()) return result;
+    result = power_down(system, mode, off);
+    if (off) return result;
     system.undo(pm::step::write_image);
   }
   system.undo(pm::step::image_memory);
@@ -209,12 +210,12 @@ void wake_image(pm::basic_kernel<Platform>& system) noexcept {
 /// Kernel: hibernation_restore().
 template <platform Platform>
 status quiesce_and_jump(pm::basic_kernel<Platform>& boot) noexcept {
-  using pm::event, pm::refused_by;
+  using pm::event;
   status result = boot.take(pm::step::console);
   if (result != status::ok) return result;
-  result = boot.noted(refused_by::devices, boot.devices.suspend_start(event::quiesce));  // R3
+  result = boot.noted_phase(boot.devices.suspend_start(event::quiesce));  // R3
   if (result == status::ok) {
-    result = boot.noted(refused_by::devices, boot.devices.suspend_end(event::quiesce));  // R4
+    result = boot.noted_phase(boot.devices.suspend_end(event::quiesce));  // R4
     if (result == status::ok) {
       result = boot.take_all(restore_core);  // R5
       if (result == status::ok) {
@@ -235,6 +236,32 @@ template <platform Platform>
 status freeze_boot_kernel(pm::basic_kernel<Platform>& boot, pm::restore_freeze stops) noexcept {
   if (stops == pm::restore_freeze::everything) return freeze_all(boot);
   return freeze_user_tasks(boot);
+}
+
+/// R1 to R5 and F. Returns ok with the boot kernel gone.
+template <platform Platform>
+status load_and_jump(pm::basic_kernel<Platform>& boot, pm::restore_freeze stops) noexcept {
+  if (!boot.begin_transition()) return status::busy;
+  status result = boot.take(pm::step::open_image);
+  if (result == status::ok) {
+    result = ask_notifiers(boot, pm::notice::restore_prepare, pm::notice::post_restore);
+    if (result != status::ok) boot.undo(pm::step::open_image);
+  }
+  if (result != status::ok) {
+    boot.end_transition();
+    return result;
+  }
+  result = freeze_boot_kernel(boot, stops);                            // R1
+  if (result == status::ok) result = boot.take(pm::step::read_image);  // R2
+  boot.undo(pm::step::open_image);  // it is in memory, or will not be
+  if (result == status::ok) result = quiesce_and_jump(boot);
+  if (result == status::ok) {
+    boot.vanish();
+    boot.end_transition();
+  } else {
+    go_on(boot, pm::notice::post_restore);
+  }
+  return result;
 }
 
 }  // namespace detail

@@ -54,8 +54,7 @@ status enter_sleep(pm::basic_kernel<Platform>& system, pm::sleep_mode mode) noex
 /// The noirq phase and what is below it.
 template <platform Platform>
 status sleep_below_noirq(pm::basic_kernel<Platform>& system, pm::sleep_mode mode) noexcept {
-  status result =
-      system.noted(pm::refused_by::devices, system.devices.suspend_noirq(pm::event::suspend));
+  status result = system.noted_phase(system.devices.suspend_noirq(pm::event::suspend));
   if (result != status::ok) return result;
   result = system.take(pm::step::platform_noirq);
   if (result == status::ok) {
@@ -69,8 +68,7 @@ status sleep_below_noirq(pm::basic_kernel<Platform>& system, pm::sleep_mode mode
 /// The late phase and what is below it.
 template <platform Platform>
 status sleep_below_late(pm::basic_kernel<Platform>& system, pm::sleep_mode mode) noexcept {
-  status result =
-      system.noted(pm::refused_by::devices, system.devices.suspend_late(pm::event::suspend));
+  status result = system.noted_phase(system.devices.suspend_late(pm::event::suspend));
   if (result != status::ok) return result;
   result = system.take(pm::step::platform_prepare_late);
   if (result == status::ok) {

@@ -50,6 +50,12 @@ bool basic_work_queue<Platform>::modify_delayed(work_type& item, duration delay)
 template <platform Platform>
 bool basic_work_queue<Platform>::cancel(work_type& item) noexcept {
   const scoped_lock guard(lock_);
+  return take_back(item);
+}
+
+/// Under the lock.
+template <platform Platform>
+bool basic_work_queue<Platform>::take_back(work_type& item) noexcept {
   if (!items_.owns(item)) return false;
   items_.unlink(item);
   items_.release(item);
@@ -63,12 +69,7 @@ bool basic_work_queue<Platform>::cancel_sync(work_type& item) noexcept {
   bool was_pending = false;
   {
     const scoped_lock guard(lock_);
-    was_pending = items_.owns(item);
-    if (was_pending) {
-      items_.unlink(item);
-      items_.release(item);
-      items_.activate_parked();
-    }
+    was_pending = take_back(item);
     const auto* running = items_.runner_of(item);
     if (running == nullptr) return was_pending;
     if (!Platform::can_block || running->thread == Platform::this_thread()) {

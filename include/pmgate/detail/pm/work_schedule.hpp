@@ -13,6 +13,7 @@
 #include <atomic>
 #include <cstdint>
 
+#include <pmgate/detail/pm/hooked_list.hpp>
 #include <pmgate/pm/work.hpp>
 
 namespace pmgate::detail {
@@ -90,7 +91,7 @@ class work_schedule {
   void forget_since(std::uint32_t image) noexcept;
 
   /// True if something is parked that who waits would wait for until a thaw.
-  bool has_parked() const noexcept { return parked_.first != nullptr; }
+  bool has_parked() const noexcept { return !parked_.is_empty(); }
   bool is_ready(const item_type& item) const noexcept { return item.place_ == state::ready; }
 
   void set_frozen(bool frozen) noexcept { frozen_ = frozen; }
@@ -102,14 +103,7 @@ class work_schedule {
 
  private:
   using state = typename item_type::place;
-
-  /// Items in order, linked through themselves.
-  struct item_list {
-    item_type* first = nullptr;
-    item_type* last = nullptr;
-    void insert_before(item_type* where, item_type& item) noexcept;
-    void remove(item_type& item) noexcept;
-  };
+  using item_list = hooked_list<item_type, &item_type::entry_>;
 
   std::uintptr_t own_mark() const noexcept { return reinterpret_cast<std::uintptr_t>(this); }
   bool has_room() const noexcept { return !frozen_ && (max_active_ == 0 || active_ < max_active_); }
@@ -128,21 +122,6 @@ class work_schedule {
   runner* runners_ = nullptr;
   waiter* waiters_ = nullptr;
 };
-
-template <platform Platform>
-void work_schedule<Platform>::item_list::insert_before(item_type* where, item_type& item) noexcept {
-  item.next_ = where;
-  item.previous_ = where != nullptr ? where->previous_ : last;
-  (item.previous_ != nullptr ? item.previous_->next_ : first) = &item;
-  (where != nullptr ? where->previous_ : last) = &item;
-}
-
-template <platform Platform>
-void work_schedule<Platform>::item_list::remove(item_type& item) noexcept {
-  (item.previous_ != nullptr ? item.previous_->next_ : first) = item.next_;
-  (item.next_ != nullptr ? item.next_->previous_ : last) = item.previous_;
-  item.next_ = item.previous_ = nullptr;
-}
 
 template <platform Platform>
 bool work_schedule<Platform>::claim(item_type& item) noexcept {
@@ -176,19 +155,19 @@ template <platform Platform>
 void work_schedule<Platform>::make_ready(item_type& item) noexcept {
   ++active_;
   item.place_ = state::ready;
-  ready_.insert_before(nullptr, item);
+  ready_.push_back(item);
 }
 
 template <platform Platform>
 void work_schedule<Platform>::place(item_type& item) noexcept {
   item.ticket_ = ++tickets_;
   ++outstanding_;
-  if (parked_.first == nullptr && has_room()) {
+  if (parked_.is_empty() && has_room()) {
     make_ready(item);
     wake_workers();
   } else {
     item.place_ = state::parked;
-    parked_.insert_before(nullptr, item);
+    parked_.push_back(item);
   }
 }
 
@@ -200,11 +179,11 @@ void work_schedule<Platform>::place_after(item_type& item, duration delay) noexc
     place(item);
     return;
   }
-  item_type* where = timers_.first;
-  while (where != nullptr && !(item.due_ < where->due_)) where = where->next_;
+  item_type* where = timers_.first();
+  while (where != nullptr && !(item.due_ < where->due_)) where = item_list::next(*where);
   item.place_ = state::timer;
   timers_.insert_before(where, item);
-  if (timers_.first == &item) wake_workers();
+  if (timers_.first() == &item) wake_workers();
 }
 
 template <platform Platform>
@@ -224,20 +203,20 @@ void work_schedule<Platform>::unlink(item_type& item) noexcept {
 
 template <platform Platform>
 void work_schedule<Platform>::activate_parked() noexcept {
-  while (parked_.first != nullptr && has_room()) {
-    item_type& item = *parked_.first;
+  while (!parked_.is_empty() && has_room()) {
+    item_type& item = *parked_.first();
     parked_.remove(item);
     make_ready(item);
   }
-  if (ready_.first != nullptr) wake_workers();
+  if (!ready_.is_empty()) wake_workers();
 }
 
 template <platform Platform>
 void work_schedule<Platform>::expire_timers() noexcept {
-  if (timers_.first == nullptr) return;
+  if (timers_.is_empty()) return;
   const time_point now = Platform::now();
-  while (timers_.first != nullptr && !(now < timers_.first->due_)) {
-    item_type& item = *timers_.first;
+  while (!timers_.is_empty() && !(now < timers_.first()->due_)) {
+    item_type& item = *timers_.first();
     timers_.remove(item);
     place(item);
   }
@@ -254,9 +233,9 @@ void work_schedule<Platform>::cut_timer_short(item_type& item) noexcept {
 template <platform Platform>
 void work_schedule<Platform>::forget_since(std::uint32_t image) noexcept {
   for (item_list* list : {&timers_, &parked_, &ready_}) {
-    for (item_type* item = list->first; item != nullptr;) {
+    for (item_type* item = list->first(); item != nullptr;) {
       item_type& current = *item;
-      item = current.next_;
+      item = item_list::next(current);
       if (current.image_ < image) continue;
       unlink(current);
       release(current);
@@ -268,8 +247,8 @@ template <platform Platform>
 typename work_schedule<Platform>::item_type* work_schedule<Platform>::start(
     runner& self, std::uint64_t last_ticket) noexcept {
   expire_timers();
-  item_type* item = ready_.first;
-  while (item != nullptr && runner_of(*item) != nullptr) item = item->next_;
+  item_type* item = ready_.first();
+  while (item != nullptr && runner_of(*item) != nullptr) item = item_list::next(*item);
   if (item == nullptr || item->ticket_ > last_ticket) return nullptr;
   ready_.remove(*item);
   self.item = item;
@@ -308,8 +287,8 @@ bool work_schedule<Platform>::runs_on_this_thread() const noexcept {
 
 template <platform Platform>
 bool work_schedule<Platform>::next_timer(time_point& when) const noexcept {
-  if (timers_.first == nullptr) return false;
-  when = timers_.first->due_;
+  if (timers_.is_empty()) return false;
+  when = timers_.first()->due_;
   return true;
 }
 

@@ -120,6 +120,15 @@ void basic_device<Platform>::resume() noexcept {
   queue_.clear_pm_only();
 }
 
+/// Before the gate is closed: who takes the stop back under the mutex has a quiesce to undo
+/// by then.
+template <platform Platform>
+void basic_device<Platform>::stop_locked() noexcept {
+  // [stopped.set] release: pairs with [stopped.read].
+  stopped_.store(true, std::memory_order_release);
+  queue_.quiesce_nowait();
+}
+
 /// Stopping is part of the step: else an unblock might start the queue before it is
 /// stopped, and leave the device RUNNING with a stopped queue.
 template <platform Platform>
@@ -128,11 +137,7 @@ status basic_device<Platform>::block_locked() noexcept {
   if (result != status::ok) result = change_state(device_state::created_block);
   if (result != status::ok) return result;
   undo_.queue = false;
-  if (is_stopped()) return result;
-  // [stopped.set] release: pairs with [stopped.read]. Before the gate is closed: who takes
-  // it back under the mutex has a quiesce to undo by then.
-  stopped_.store(true, std::memory_order_release);
-  queue_.quiesce_nowait();
+  if (!is_stopped()) stop_locked();
   return result;
 }
 
@@ -306,6 +311,46 @@ template <platform Platform>
 status basic_device<Platform>::check_rescan() const noexcept {
   const bool open = state() == device_state::running && queue_.gate().pm_only() == 0;
   return open ? status::ok : status::again;
+}
+
+// -- images
+
+template <platform Platform>
+void basic_device<Platform>::save_image() noexcept {
+  const scoped_lock guard(state_lock_);
+  image_ = {true, quiesced_by_ == Platform::this_thread(), is_stopped(), state(), quiesced_by_};
+}
+
+/// Gates are closed under the mutex and opened after it, as everywhere here.
+template <platform Platform>
+void basic_device<Platform>::put_back_image() noexcept {
+  bool open = false;
+  bool start = false;
+  {
+    const scoped_lock guard(state_lock_);
+    if (!image_.kept || !is_gettable(state())) return;
+    assign_state(image_.state);
+    const bool was_quiesced = !(quiesced_by_ == typename Platform::thread_id{});
+    const bool to_be = !(image_.quiesced_by == typename Platform::thread_id{});
+    quiesced_by_ = image_.by_caller ? Platform::this_thread() : image_.quiesced_by;
+    if (to_be && !was_quiesced) queue_.set_pm_only();
+    open = was_quiesced && !to_be;
+    if (!image_.stopped) start = take_stop();
+    if (image_.stopped && !is_stopped()) stop_locked();
+  }
+  if (open) queue_.clear_pm_only();
+  if (start) queue_.unquiesce();
+}
+
+/// The gate alone, not the queue: that would offer what it holds to a driver that is down.
+template <platform Platform>
+void basic_device<Platform>::keep_image(pm::image_move what) noexcept {
+  if (what == pm::image_move::save) save_image();
+  if (what == pm::image_move::put_back) put_back_image();
+  if (what != pm::image_move::vanish) return;
+  if (quiesced_by() == typename Platform::thread_id{}) return;
+  queue_.gate().mark_dying();
+  (void)queue_.gate().start_drain();
 }
 
 // -- queries
