@@ -384,39 +384,41 @@ TEST_CASE("a host that was prepared for sleep has nobody who scans") {
 
 // -- the error handler
 
-/// The first command of a host fails; the strategy has the hardware for itself.
-template <class P>
-struct failing {
+/// The first command of a host fails; the strategy has the hardware for itself. Where the
+/// host has a limit the driver has that command already, and the handler has one round.
+template <class P, int HostQueue = 0>
+struct failing_at {
   static int queuecommand(scsi::basic_host<P>& host, scsi::basic_command<P>& item) noexcept {
-    auto& self = *static_cast<failing*>(host.context());
+    auto& self = *static_cast<failing_at*>(host.context());
     (void)self.hardware.read();
-    if (&item == &self.bad) {
-      sim::expect(self.handler.add(item) == status::ok, "add() was refused");
-    } else {
+    if (&item != &self.bad) {
       host.complete(item);
+    } else if (HostQueue == 0) {
+      self.fail();
     }
     return 0;
   }
+  void fail() { sim::expect(handler.add(bad) == status::ok, "add() was refused"); }
   static void recover(scsi::basic_error_handler<P>& handler) noexcept {
-    auto& self = *static_cast<failing*>(handler.context());
+    auto& self = *static_cast<failing_at*>(handler.context());
     self.hardware.write(1);
     while (auto* const item = handler.next_failed()) handler.finish(*item, scsi::did_error);
+    if (HostQueue != 0) handler.stop();
   }
   static void abort(scsi::basic_host<P>&, scsi::basic_command<P>&) noexcept {}
   static void done(scsi::basic_command<P>& item) noexcept {
-    ++static_cast<failing*>(item.context())->ends;
+    ++static_cast<failing_at*>(item.context())->ends;
   }
 
-  failing() {
+  failing_at() {
     (void)dev.set_state(running);
     (void)second.set_state(running);
+    if (HostQueue != 0) (void)dev.submit(bad);
   }
   void check() {
     typename P::time_point when{};
-    while (handler.run_pending()) {
-    }
     for (;;) {
-      while (works.run_pending()) {
+      while (handler.run_pending() || works.run_pending()) {
       }
       if (ends == 2 || !works.next_timer(when)) break;
       dev.queue().run();
@@ -430,7 +432,8 @@ struct failing {
   sim::guarded<int> hardware;
   int ends = 0;
   pm::basic_work_queue<P> works{"kblockd", pm::work_queue_flags::none, 0};
-  scsi::basic_host<P> host{{.queuecommand = &queuecommand, .context = this}};
+  scsi::basic_host<P> host{
+      {.queuecommand = &queuecommand, .context = this, .can_queue = HostQueue}};
   scsi::basic_target<P> target;
   scsi::basic_error_handler<P> handler{host,
                                        {.abort = &abort, .recover = &recover, .context = this}};
@@ -439,6 +442,10 @@ struct failing {
   scsi::basic_device<P> dev{host, target, works, {2, 2}};
   scsi::basic_device<P> second{host, target, works, {2, 2}};
 };
+template <class P>
+using failing = failing_at<P>;
+template <class P>
+using failing_with_one_place = failing_at<P, 1>;
 
 TEST_CASE("the error handler has the driver for itself, and a command fails once") {
   hold_on_all_models<failing>(
@@ -452,6 +459,13 @@ TEST_CASE("the error handler has the driver for itself, and a command fails once
         (void)s.dev.submit(s.bad);
         (void)s.handler.run_pending();
       });
+}
+
+TEST_CASE("a handler that saw a command which there was no room for is told that it is gone") {
+  hold_on_all_models<failing_with_one_place>(
+      "submit, no room x fail x handler's thread", {.preemptions = 2},
+      [](auto& s) { (void)s.second.submit(s.good); }, [](auto& s) { s.fail(); },
+      [](auto& s) { s.handler.run(); });
 }
 
 /// A host that recovers without a failed command.

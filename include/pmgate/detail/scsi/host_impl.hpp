@@ -208,11 +208,16 @@ unsigned basic_host<Platform>::complete_all(int result_word) noexcept {
 }
 
 /// Busy first, then whether the driver asked for rest. Counted before the second look at
-/// the recovery: whoever waits to have the host for himself counts this one.
+/// the recovery: whoever waits to have the host for himself counts this one, also one that
+/// is refused, for a moment. So that one tells him too.
 template <platform Platform>
 typename basic_host<Platform>::countdown::answer basic_host<Platform>::take() noexcept {
   const typename countdown::answer room = count_.try_take();
-  if (room != countdown::answer::taken) return room;
+  if (room != countdown::answer::taken) {
+    if (is_in_recovery()) [[unlikely]]
+      tell_handler();
+    return room;
+  }
   // [held.take] seq_cst: store-load with [take.count]; either this sees the recovery, or
   // the recovery counts this one.
   if (held_.load(std::memory_order_seq_cst) == 0) [[likely]]
