@@ -514,6 +514,31 @@ TEST_CASE("a command that the driver refuses when its time is over is the handle
   CHECK(rig.adapter.busy() == 0);
 }
 
+TEST_CASE("a driver that refuses a command which is over by then leaves the next one alone") {
+  timed_rig rig;
+  counted_command late, next;
+  rig.lld.refusals = {pmgate::scsi::host_busy};
+  rig.lld.on_call = [&](command& called) {
+    if (&called != &late.item) return;
+    for (int n = 0; n < 4; ++n) rig.handler.check_timeouts();
+    CHECK(rig.handler.run_pending());
+    rig.lld.refusals.clear();
+    REQUIRE(rig.dev().submit(next.item) == status::ok);
+    CHECK(next.item.tag() == late.item.tag());
+    rig.lld.refusals = {pmgate::scsi::host_busy};
+  };
+  REQUIRE(rig.dev().submit(late.item) == status::ok);
+
+  CHECK(late.ends == 1);
+  CHECK(late.result() == did_error);
+  CHECK(rig.lld.calls() == 2);
+  CHECK(rig.lld.has(next.item));
+  CHECK(rig.adapter.busy() == 1);
+  rig.lld.complete_all();
+  CHECK(next.ends == 1);
+  CHECK(rig.adapter.busy() == 0);
+}
+
 TEST_CASE("a host has one clock") {
   timed_rig rig;
   rig.handler.start_timeouts(rig.works, 30);

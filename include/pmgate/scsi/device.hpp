@@ -114,6 +114,9 @@ class basic_device {
   /// timeouts: whoever ends a command first ends it, and complete() is without effect then.
   ///
   /// Precondition: one slot for each tag; they outlive the device. No command yet.
+  /// Limits: a command is known by its address. One that was ended while queuecommand was still
+  /// called for it is not to be sent again, and no other in its place, before that call has
+  /// returned: if it refuses, that is taken for an answer to the new one.
   void track_started(basic_started_slot<Platform>* slots, unsigned count) noexcept {
     slots_ = slots;
     slot_count_ = count;
@@ -282,7 +285,7 @@ class basic_device {
   void start_blocked(device_state new_state) noexcept;
   void end(command_type& item, int result_word) noexcept;
   void remember(command_type& item) noexcept;
-  bool take_started(unsigned tag) noexcept;
+  bool take_started(const command_type& item, unsigned tag) noexcept;
   template <class Visit>
   void take_overdue(Visit visit) noexcept;
   removal begin_removal() noexcept;

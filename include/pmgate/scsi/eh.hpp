@@ -195,7 +195,7 @@ void basic_error_handler<Platform>::append_locked(command_type& item) noexcept {
 template <platform Platform>
 status basic_error_handler<Platform>::add(command_type& item) noexcept {
   device_type& which = item.device();
-  if (!which.take_started(item.tag())) return status::canceled;
+  if (!which.take_started(item, item.tag())) return status::canceled;
   {
     const scoped_lock guard(lock_);
     if (item.with_handler_) {
