@@ -610,6 +610,41 @@ TEST_CASE("a command that is sent anew does not take over the time of the one be
       [](auto& s) { s.handler.check_timeouts(); });
 }
 
+/// The same at a host that was removed, which does not recover.
+template <class P>
+struct failing_too_late : overdue<P> {
+  failing_too_late() { this->host.force_state(scsi::host_state::del); }
+};
+
+TEST_CASE("a command that fails at a removed host is the driver's, and is completed by it") {
+  hold_on_all_models<failing_too_late>(
+      "complete x add, removed", {.preemptions = 3}, [](auto& s) { s.complete(); },
+      [](auto& s) { sim::expect(s.handler.add(s.item) == status::invalid, "add() took it"); });
+}
+
+/// The same; the host is being removed.
+template <class P>
+struct failing_in_time : overdue<P> {
+  failing_in_time() { this->host.force_state(scsi::host_state::cancel); }
+  void check() {
+    overdue<P>::check();
+    sim::expect(this->host.state() == scsi::host_state::del, "the host is not removed");
+  }
+};
+
+TEST_CASE("a command that fails while the host is removed is the handler's or the driver's") {
+  hold_on_all_models<failing_in_time>(
+      "complete x add x DEL", {.preemptions = 2}, [](auto& s) { s.complete(); },
+      [](auto& s) {
+        if (s.handler.add(s.item) == status::ok) (void)s.handler.run_pending();
+      },
+      [](auto& s) {
+        while (s.host.set_state(scsi::host_state::del) != status::ok) {
+          (void)s.host.await_recovery(s.dev);
+        }
+      });
+}
+
 TEST_CASE("a stopped handler's thread ends") {
   hold_on_all_models<failing>(
       "handler's thread x fail and stop", {.preemptions = 2}, [](auto& s) { s.handler.run(); },

@@ -289,6 +289,8 @@ class basic_host {
   void hold(std::uint32_t reason, bool on) noexcept;
   void assign_state(host_state to) noexcept;
   status change_state(host_state to) noexcept;
+  template <class Taken>
+  status begin_recovery_for(Taken taken) noexcept;
   status leave_recovery() noexcept;
 
   const template_type driver_;

@@ -277,6 +277,24 @@ status basic_host<Platform>::begin_recovery() noexcept {
   return change_state(host_state::cancel_recovery);
 }
 
+/// begin_recovery() of the error handler, for which a host that was removed while it recovers
+/// goes on recovering. `taken` is asked last: after its yes nothing refuses any more.
+///
+/// Returns: invalid, and it was not asked; canceled if it says no: then nothing changed.
+template <platform Platform>
+template <class Taken>
+status basic_host<Platform>::begin_recovery_for(Taken taken) noexcept {
+  const scoped_lock guard(state_lock_);
+  const host_state before = state();
+  host_state next = before;
+  if (can_transition(before, host_state::cancel_recovery)) next = host_state::cancel_recovery;
+  if (can_transition(before, host_state::recovery)) next = host_state::recovery;
+  if (!scsi::is_in_recovery(next)) return status::invalid;
+  if (!taken()) return status::canceled;
+  assign_state(next);
+  return status::ok;
+}
+
 template <platform Platform>
 status basic_host<Platform>::leave_recovery() noexcept {
   const scoped_lock guard(state_lock_);
