@@ -406,6 +406,47 @@ TEST_CASE("try_block may be called twice, and what was blocked before survives a
   CHECK(rig.adapter.try_unblock(running).result == status::ok);
 }
 
+TEST_CASE("a device that is being scanned is so after two try_block and one try_unblock") {
+  scsi_rig rig({created, running});
+
+  CHECK(rig.adapter.try_block().result == status::ok);
+  CHECK(rig.adapter.try_block().result == status::ok);
+  CHECK(rig.states() == states{created_block, block});
+
+  CHECK(rig.adapter.try_unblock(running).result == status::ok);
+  CHECK(rig.states() == states{created, running});
+}
+
+TEST_CASE("a scan that ends after two try_block leaves the device blocked, and unblock() runs it") {
+  scsi_rig rig({created});
+  REQUIRE(rig.adapter.try_block().result == status::ok);
+  REQUIRE(rig.adapter.try_block().result == status::ok);
+
+  CHECK(rig.dev().finish_scan() == status::ok);
+  CHECK(rig.dev().state() == block);
+  CHECK(rig.dev().is_stopped());
+
+  CHECK(rig.adapter.unblock(running) == status::ok);
+  CHECK(rig.dev().state() == running);
+  CHECK_FALSE(rig.dev().is_stopped());
+}
+
+TEST_CASE("a device that is blocked by its state only is stopped by a try_block") {
+  scsi_rig rig({block, created_block});
+  counted_command held;
+
+  CHECK(rig.adapter.try_block().result == status::ok);
+  CHECK(rig.dev(0).is_stopped());
+  CHECK(rig.dev(1).is_stopped());
+  REQUIRE(rig.dev(0).submit(held.item) == status::ok);
+  rig.settle();
+  CHECK(rig.lld.calls() == 0);
+
+  CHECK(rig.adapter.try_unblock(running).result == status::ok);
+  rig.finish_all();
+  CHECK(held.ends == 1);
+}
+
 TEST_CASE("try_block passes over devices that are being removed, and knows before 5.7-rc4") {
   scsi_rig rig({cancel, running, del});
   scsi_rig old({running, quiesce}, scsi_generation::v5_7_rc3);

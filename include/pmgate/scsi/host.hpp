@@ -110,9 +110,10 @@ class basic_host {
   /// block(), all or nothing: what it has done is undone if a device refuses, or if the
   /// platform refuses the grace period.
   ///
-  /// Not counted either, but may be called again while blocked. A device in CANCEL or
-  /// DEL is passed over also if it got there meanwhile. Devices that were blocked before
-  /// stay so in any case; what others change meanwhile stays as they wanted it.
+  /// Not counted either, but may be called again while blocked, which changes nothing: one that
+  /// was not scanned yet stays CREATED_BLOCK. A device in CANCEL or DEL is passed over also if it
+  /// got there meanwhile. Devices that were blocked before stay so in any case; what others
+  /// change meanwhile stays as they wanted it.
   /// Returns: as block(), and who refused.
   /// Blocks: as block(), and for another try_block().
   [[nodiscard]] block_report try_block() noexcept;

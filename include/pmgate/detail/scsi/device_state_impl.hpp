@@ -154,13 +154,15 @@ bool basic_device<Platform>::take_stop() noexcept {
   return true;
 }
 
-/// Passes over a device whose removal has begun.
+/// Passes over a device whose removal has begun, and one that is blocked: block_nowait() would
+/// make BLOCK of CREATED_BLOCK there, and forget that the device was not scanned yet.
 template <platform Platform>
 status basic_device<Platform>::block_undoably() noexcept {
   const scoped_lock guard(state_lock_);
   const device_state before = state();
   if (!is_gettable(before)) return status::ok;
   const bool stopped = is_stopped();
+  if (stopped && is_blocked(before)) return status::ok;
   const status result = block_locked();
   if (result == status::ok) undo_ = {true, !stopped, before};
   return result;
