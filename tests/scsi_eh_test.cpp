@@ -476,6 +476,26 @@ TEST_CASE("a command that takes too long at a host which cannot recover is repor
 
   CHECK(item.ends == 1);
   CHECK(rig.adapter.busy() == 0);
+  CHECK(rig.adapter.state() == host_state::created);
+}
+
+TEST_CASE("a recovery that somebody ends while the strategy runs is over after it all the same") {
+  eh_rig rig;
+  counted_command item;
+  rig.strategy = [&](error_handler& handler) {
+    handler.retry(*handler.next_failed());
+    REQUIRE(rig.adapter.set_state(host_state::running) == status::ok);
+  };
+  REQUIRE(rig.dev().submit(item.item) == status::ok);
+  rig.fail_one();
+
+  CHECK(rig.handler.run_pending());
+  CHECK(rig.adapter.state() == host_state::running);
+  rig.settle();
+
+  CHECK(rig.lld.has(item.item));
+  rig.lld.complete_all();
+  CHECK(item.ends == 1);
 }
 
 TEST_CASE("a command that is sent again has its time anew") {

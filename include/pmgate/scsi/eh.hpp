@@ -294,7 +294,8 @@ bool basic_error_handler<Platform>::is_due_locked() const noexcept {
   return (scheduled_ || failed_ != 0) && host_.busy() == failed_;
 }
 
-/// What fails while the strategy runs keeps the host in recovery, for another round.
+/// What fails while the strategy runs keeps the host in recovery, for another round. One that
+/// is in none, because it cannot or somebody has ended it, keeps its state.
 template <platform Platform>
 bool basic_error_handler<Platform>::run_pending() noexcept {
   {
@@ -315,7 +316,8 @@ bool basic_error_handler<Platform>::run_pending() noexcept {
   bool over = false;
   {
     const scoped_lock guard(lock_);
-    over = !scheduled_ && first_ == nullptr && host_.leave_recovery() == status::ok;
+    over = !scheduled_ && first_ == nullptr &&
+           (!is_in_recovery(host_.state()) || host_.leave_recovery() == status::ok);
   }
   if (over) host_.run_queues();
   if (ops_.put_awake != nullptr) ops_.put_awake(host_);
