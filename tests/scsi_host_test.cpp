@@ -459,6 +459,24 @@ TEST_CASE("try_block passes over devices that are being removed, and knows befor
   CHECK(rig.adapter.try_unblock(running).refused == nullptr);
 }
 
+TEST_CASE("a refused try_block does not have an offline device reported once more") {
+  scsi_rig rig({offline, offline, transport_offline});
+  counted_command failing;
+  REQUIRE(rig.dev(0).submit(failing.item) == status::ok);
+  REQUIRE(rig.dev(0).offline_reported());
+
+  CHECK(rig.adapter.try_block().result == status::invalid);
+
+  CHECK(rig.states() == states{offline, offline, transport_offline});
+  CHECK(rig.dev(0).offline_reported());
+  CHECK_FALSE(rig.dev(1).offline_reported());
+
+  rig.dev(2).force_state(running);
+  CHECK(rig.adapter.try_block().result == status::ok);
+  CHECK_FALSE(rig.dev(0).offline_reported());
+  CHECK(rig.adapter.try_unblock(running).result == status::ok);
+}
+
 TEST_CASE("many devices are blocked with one grace period, and none if it is refused") {
   using testing::deferred_platform;
   using slow_device = pmgate::scsi::basic_device<deferred_platform>;

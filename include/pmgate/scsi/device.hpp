@@ -296,6 +296,7 @@ class basic_device {
   struct undo {
     bool state = false;
     bool queue = false;
+    bool reported = false;  // offline_reported(), with the state
     device_state before{};
   };
 

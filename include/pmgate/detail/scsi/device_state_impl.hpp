@@ -163,8 +163,9 @@ status basic_device<Platform>::block_undoably() noexcept {
   if (!is_gettable(before)) return status::ok;
   const bool stopped = is_stopped();
   if (stopped && is_blocked(before)) return status::ok;
+  const bool reported = offline_reported();
   const status result = block_locked();
-  if (result == status::ok) undo_ = {true, !stopped, before};
+  if (result == status::ok) undo_ = {true, !stopped, reported, before};
   return result;
 }
 
@@ -174,7 +175,11 @@ void basic_device<Platform>::end_undoably(bool wanted) noexcept {
   bool start = false;
   {
     const scoped_lock guard(state_lock_);
-    if (wanted && undo_.state) assign_state(undo_.before);
+    if (wanted && undo_.state) {
+      assign_state(undo_.before);
+      // [offline.again] relaxed: as [offline.once].
+      if (undo_.reported) offline_reported_.store(true, std::memory_order_relaxed);
+    }
     if (wanted && undo_.queue) start = take_stop();
     undo_ = {};
   }
