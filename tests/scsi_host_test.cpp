@@ -675,6 +675,29 @@ TEST_CASE("one try_block at a time: the second waits until the first has undone 
   CHECK(rig.dev.is_stopped());
 }
 
+TEST_CASE("a try_block with a deadline does not wait for another one any longer than that") {
+  interrupted_rig rig(running);
+  status second = status::ok;
+  bool in_time = false;
+  std::optional<worker> waiting;
+
+  rig.try_block([&] {
+    waiting.emplace([&] {
+      const auto soon = virtual_platform::now() + virtual_platform::milliseconds(50);
+      second = rig.adapter.try_block_until(soon).result;
+    });
+    in_time = !waiting->is_blocked();
+  });
+  waiting->join();
+
+  CHECK(in_time);
+  CHECK(second == status::timed_out);
+  CHECK(testing::virtual_clock::now() == 50);
+  CHECK(rig.dev.state() == running);
+  CHECK(rig.adapter.try_block_until(virtual_platform::now()).result == status::ok);
+  CHECK(rig.dev.state() == block);
+}
+
 TEST_CASE("try_unblock may be called twice, and starts what was left stopped") {
   scsi_rig rig({running, running, created, transport_offline});
   counted_command first, second;

@@ -239,6 +239,47 @@ TEST_CASE("two who block at once do not disturb each other's commands") {
       });
 }
 
+/// Two who block, and nobody who sends.
+template <class P>
+struct two_blockers : one_refusing<P> {
+  two_blockers() { this->commands[0].refused = true; }
+  void check() {
+    sim::expect(this->devices[0]->state() == running && !this->devices[0]->is_stopped(),
+                "the first device is not as it was");
+  }
+};
+template <class P>
+struct two_blockers_of_one : host_with<P, 1> {
+  void check() {
+    sim::expect(this->devices[0]->state() == block && this->devices[0]->is_stopped(),
+                "the device is not blocked");
+    (void)this->host.try_unblock(running);
+    while (this->works.run_pending()) {
+    }
+  }
+};
+
+TEST_CASE("one try_block at a time, and who waits for another one gets his turn") {
+  constexpr auto try_it = [](auto& s) {
+    const auto report = s.host.try_block();
+    sim::expect(report.refused == &*s.devices[1], "it is not the second device that refused");
+  };
+  hold_on_all_models<two_blockers>("try_block, refused x try_block, refused", {.preemptions = 2},
+                                   try_it, try_it);
+}
+
+TEST_CASE("a try_block that gives up waiting for another one leaves that one's work alone") {
+  hold_on_all_models<two_blockers_of_one>(
+      "try_block x try_block with a deadline", {.preemptions = 2},
+      [](auto& s) {
+        sim::expect(s.host.try_block().result == status::ok, "try_block() was refused");
+      },
+      [](auto& s) {
+        const status got = s.host.try_block_until({}).result;
+        sim::expect(got == status::ok || got == status::timed_out, "try_block() was refused");
+      });
+}
+
 TEST_CASE(
     "a block that is undone and comes again while it is waited for is not waited for in vain") {
   hold_by_chance<left_blocked>(

@@ -96,8 +96,10 @@ class basic_host {
   /// wait_blocked() of a device, with everything blocked.
   /// Blocks: for calls of queuecommand.  Kernel: scsi_host_block().
   status block() noexcept;
-  /// block() that waits until the deadline at most, and then returns timed_out: everything is
-  /// blocked, and the driver may still be in a call.
+  /// block() that waits for calls of queuecommand until the deadline at most, and then returns
+  /// timed_out: everything is blocked, and the driver may still be in a call.
+  ///
+  /// Blocks: until the deadline, and for a grace period.
   [[nodiscard]] status block_until(time_point deadline) noexcept;
 
   /// Unblocks every device that is not in CANCEL or DEL; see unblock() there.
@@ -114,11 +116,14 @@ class basic_host {
   /// was not scanned yet stays CREATED_BLOCK. A device in CANCEL or DEL is passed over also if it
   /// got there meanwhile. Devices that were blocked before stay so in any case; what others
   /// change meanwhile stays as they wanted it.
-  /// Returns: as block(), and who refused.
+  /// Returns: as block(), and who refused; again also from inside a try_block() where the
+  /// platform cannot block.
   /// Blocks: as block(), and for another try_block().
   [[nodiscard]] block_report try_block() noexcept;
-  /// try_block() that waits for calls of queuecommand until the deadline at most: with
-  /// timed_out it has undone what it did.
+  /// try_block() that waits for another one and for calls of queuecommand until the deadline
+  /// at most: with timed_out it has undone what it did.
+  ///
+  /// Blocks: until the deadline, and for a grace period.
   [[nodiscard]] block_report try_block_until(time_point deadline) noexcept;
 
   /// Unblocks what is blocked or TRANSPORT_OFFLINE, and starts every queue that was left
@@ -273,6 +278,8 @@ class basic_host {
   status block_all_of(Chosen is_chosen) noexcept;
   template <class Chosen>
   void unblock_all_of(Chosen is_chosen, device_state new_state) noexcept;
+  template <class Sleep>
+  status take_turn(Sleep sleep) noexcept;
   template <class Wait>
   block_report try_block_with(Wait wait) noexcept;
   status block_devices() noexcept;
@@ -299,8 +306,8 @@ class basic_host {
   typename Platform::template atomic<std::uint32_t> held_;  // why commands wait, as bits
   countdown count_;
   devices devices_;
-  typename Platform::mutex state_lock_;  // state_'s writers
-  typename Platform::mutex try_lock_;    // one try_block() at a time
+  typename Platform::mutex state_lock_;   // state_'s writers
+  typename Platform::wait_word turn_{0};  // one try_block() at a time: 1 while there is one
   typename Platform::wait_word recovery_{
       0};  // counts ends of recoveries, and what handlers look at
 };

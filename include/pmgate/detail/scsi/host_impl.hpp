@@ -58,20 +58,43 @@ status basic_host<Platform>::unblock(device_state new_state) noexcept {
                            [new_state](device_type& entry) { return entry.unblock(new_state); });
 }
 
+/// `sleep` waits while another try_block() is under way; false: in vain.
+template <platform Platform>
+template <class Sleep>
+status basic_host<Platform>::take_turn(Sleep sleep) noexcept {
+  // [turn.take] acquire: pairs with [turn.give]: what the last one undid is undone.
+  while (turn_.exchange(1, std::memory_order_acquire) != 0) {
+    if constexpr (!Platform::can_block) {
+      Platform::misuse("try_block() from inside another one: there is one thread only");
+      return status::again;
+    }
+    if (!sleep()) return status::timed_out;
+  }
+  return status::ok;
+}
+
 template <platform Platform>
 auto basic_host<Platform>::try_block() noexcept -> block_report {
+  const status turn = take_turn([this]() noexcept {
+    turn_.wait(1);
+    return true;
+  });
+  if (turn != status::ok) return {turn};
   return try_block_with([this]() noexcept { return wait_blocked(); });
 }
 
 template <platform Platform>
 auto basic_host<Platform>::try_block_until(time_point deadline) noexcept -> block_report {
+  const status turn =
+      take_turn([this, deadline]() noexcept { return turn_.wait_until(1, deadline); });
+  if (turn != status::ok) return {turn};
   return try_block_with([this, deadline]() noexcept { return wait_blocked_until(deadline); });
 }
 
+/// It is our turn, and the next one's afterwards.
 template <platform Platform>
 template <class Wait>
 auto basic_host<Platform>::try_block_with(Wait wait) noexcept -> block_report {
-  const scoped_lock one_at_a_time(try_lock_);
   block_report report;
   report.result = devices_.for_each(&is_gettable, [&report](device_type& entry) {
     const status blocked = entry.block_undoably();
@@ -84,6 +107,9 @@ auto basic_host<Platform>::try_block_with(Wait wait) noexcept -> block_report {
     entry.end_undoably(undo);
     return status::ok;
   });
+  // [turn.give] release: pairs with [turn.take].
+  turn_.store(0, std::memory_order_release);
+  turn_.wake_all();
   return report;
 }
 
