@@ -1013,6 +1013,8 @@ TEST_CASE("removing a host removes its devices, also while it recovers") {
   CHECK(rig.states() == states{del, del});
   CHECK(recovering.adapter.state() == host_state::del_recovery);
   CHECK(recovering.dev().state() == del);
+  CHECK(recovering.adapter.begin_recovery() == status::invalid);
+  CHECK(recovering.adapter.is_in_recovery());
   rig.adapter.remove();
   CHECK(rig.adapter.state() == host_state::del);
 }

@@ -163,8 +163,9 @@ class basic_device {
 
   /// Undoes every quiesce: QUIESCE becomes RUNNING, another state stays; the entry opens.
   ///
-  /// From any thread; does not start a queue that block_nowait() stopped.
-  /// Blocks: no.  Kernel: scsi_device_resume().
+  /// From any thread; does not start a queue that block_nowait() stopped. Commands whose
+  /// waiters are queued are sent from here.
+  /// Blocks: no, unless the driver does.  Kernel: scsi_device_resume().
   void resume() noexcept;
 
   /// Sets BLOCK, or CREATED_BLOCK, and stops the queue; does not wait for the driver.

@@ -178,7 +178,9 @@ class basic_host {
   ///
   /// Blocks: as basic_device::quiesce().  Kernel: scsi_target_quiesce().
   void target_quiesce(target_type& which) noexcept;
-  /// Kernel: scsi_target_resume().
+  /// Resumes the devices of the target.
+  ///
+  /// Blocks: as basic_device::resume().  Kernel: scsi_target_resume().
   void target_resume(target_type& which) noexcept;
 
   // -- state
@@ -195,7 +197,8 @@ class basic_host {
 
   /// Holds every command until end_recovery(): RECOVERY, else CANCEL_RECOVERY.
   ///
-  /// Returns: ok; invalid in CREATED and DEL.  Kernel: scsi_eh_scmd_add(), the state part.
+  /// Returns: ok; invalid in CREATED, DEL and DEL_RECOVERY; the last one holds commands by
+  /// itself.  Blocks: no.  Kernel: scsi_eh_scmd_add(), the state part.
   status begin_recovery() noexcept;
   /// Sleeps while the host recovers.
   ///
