@@ -801,6 +801,25 @@ TEST_CASE(
   CHECK(normal.ends + privileged.ends == 2);
 }
 
+TEST_CASE("the end of blocked requests runs the queues of devices in CANCEL, not of those in DEL") {
+  scsi_rig rig({running, running, running});
+  counted_command leaving, gone, last;
+  rig.adapter.block_requests();
+  REQUIRE(rig.dev(0).submit(leaving.item, pm) == status::ok);
+  REQUIRE(rig.dev(1).submit(gone.item) == status::ok);
+  REQUIRE(rig.dev(2).submit(last.item) == status::ok);
+  rig.dev(0).force_state(cancel);
+  rig.dev(1).force_state(del);
+
+  rig.adapter.unblock_requests();  // and no time passes
+
+  CHECK(rig.lld.has(leaving.item));
+  CHECK(gone.ends == 0);
+  CHECK(rig.lld.has(last.item));
+  rig.finish_all();
+  CHECK(gone.result() == did_no_connect);
+}
+
 TEST_CASE("scenario 29: blocking requests does not wait for the driver") {
   scsi_rig rig;
   counted_command item;
@@ -844,13 +863,59 @@ TEST_CASE("of the devices of a single-LUN target one is busy at a time") {
   CHECK_FALSE(rig.lld.has(items[1].item));
 
   rig.lld.complete_one();
-  rig.settle();
+  rig.run_works();
   CHECK_FALSE(rig.lld.has(items[1].item));
   rig.lld.complete_one();
-  rig.run_works();
+  rig.run_works();  // and no time passes
 
   CHECK(rig.lld.has(items[1].item));
   rig.lld.complete_all();
+}
+
+TEST_CASE("what the target has no room for leaves a single-LUN target to the other device") {
+  scsi_rig rig({running, running}, scsi_generation::v6_12, 1, 0, true);
+  counted_command first, second, other;
+  REQUIRE(rig.dev(0).submit(first.item) == status::ok);
+  REQUIRE(rig.dev(0).submit(second.item) == status::ok);
+  CHECK(rig.lld.taken() == 1);
+  rig.finish_all();
+  REQUIRE(first.ends + second.ends == 2);
+
+  CHECK(rig.dev(1).submit(other.item) == status::ok);
+
+  CHECK(rig.lld.has(other.item));
+  rig.lld.complete_all();
+}
+
+TEST_CASE("section 10: a device that waits for its target is run by another one's completion") {
+  scsi_rig rig({running, running}, scsi_generation::v6_12, 1);
+  counted_command first, second;
+  REQUIRE(rig.dev(0).submit(first.item) == status::ok);
+  REQUIRE(rig.dev(1).submit(second.item) == status::ok);
+  CHECK(rig.lld.taken() == 1);
+
+  rig.lld.complete_one();
+  rig.run_works();  // and no time passes
+
+  CHECK(rig.lld.has(second.item));
+  rig.lld.complete_all();
+}
+
+TEST_CASE("section 9: a device held by blocked requests is run by another one's completion") {
+  scsi_rig rig({running, running});
+  counted_command first, second;
+  REQUIRE(rig.dev(0).submit(first.item) == status::ok);
+  rig.adapter.block_requests();
+  REQUIRE(rig.dev(1).submit(second.item) == status::ok);
+  rig.dev(1).force_state(offline);  // whose commands fail when the queue is run
+  CHECK(second.ends == 0);
+
+  rig.lld.complete_one();
+  rig.run_works();  // and no time passes
+
+  CHECK(second.ends == 1);
+  CHECK(second.result() == did_no_connect);
+  rig.adapter.unblock_requests();
 }
 
 TEST_CASE("a device that waits may be destroyed with another one's command under way") {
@@ -1031,6 +1096,21 @@ TEST_CASE("blocking targets passes over a device that cannot be blocked") {
   CHECK(rig.states() == states{running, running, running});
 }
 
+TEST_CASE("a target is quiesced and unblocked although its first device refuses") {
+  scsi_rig rig({created, running});
+  rig.adapter.target_quiesce(rig.where);
+  CHECK(rig.states() == states{created, quiesce});
+  rig.adapter.target_resume(rig.where);
+  CHECK(rig.states() == states{created, running});
+
+  REQUIRE(rig.dev(1).block_nowait() == status::ok);
+  rig.adapter.target_unblock(rig.where, running);
+  CHECK(rig.states() == states{created, running});
+  REQUIRE(rig.dev(1).block_nowait() == status::ok);
+  rig.adapter.targets_unblock(running);
+  CHECK(rig.states() == states{created, running});
+}
+
 TEST_CASE("what is done to a target leaves the devices of another alone") {
   scsi_rig rig({running});
   target elsewhere;
@@ -1147,6 +1227,35 @@ TEST_CASE(
   CHECK(rig.adapter.end_recovery() == status::ok);
   CHECK(rig.adapter.state() == host_state::running);
   CHECK(rig.lld.taken() == 2);
+  rig.lld.complete_all();
+}
+
+TEST_CASE("scenario 30: what a recovery holds takes no room at the target, and goes out then") {
+  scsi_rig rig({running}, scsi_generation::v6_12, 1);
+  counted_command item;
+  REQUIRE(rig.adapter.begin_recovery() == status::ok);
+  REQUIRE(rig.dev().submit(item.item) == status::ok);
+  rig.settle();
+
+  CHECK(rig.adapter.end_recovery() == status::ok);  // and no time passes
+
+  CHECK(rig.lld.has(item.item));
+  rig.lld.complete_all();
+}
+
+TEST_CASE("what is sent again during a recovery goes out after it from every device") {
+  scsi_rig rig({running, running});
+  std::array<counted_command, 2> items;
+  for (std::size_t n = 0; n < 2; ++n) REQUIRE(rig.dev(n).submit(items[n].item) == status::ok);
+  REQUIRE(rig.adapter.begin_recovery() == status::ok);
+  while (rig.lld.complete_one(pmgate::scsi::status_busy)) {
+  }
+
+  CHECK(rig.adapter.end_recovery() == status::ok);
+  rig.settle();
+
+  CHECK(rig.lld.has(items[0].item));
+  CHECK(rig.lld.has(items[1].item));
   rig.lld.complete_all();
 }
 
