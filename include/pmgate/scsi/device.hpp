@@ -280,6 +280,7 @@ class basic_device {
   status change_state(device_state to) noexcept;
   void assign_state(device_state to) noexcept;
   [[nodiscard]] bool take_stop() noexcept;
+  bool assign_unblocked_locked(device_state new_state) noexcept;
   status block_locked() noexcept;
   status block_undoably() noexcept;
   void end_undoably(bool undo) noexcept;

@@ -286,6 +286,8 @@ class basic_host {
   template <class Wait>
   block_report try_block_with(Wait wait) noexcept;
   status block_devices() noexcept;
+  template <class Wait>
+  status wait_for_gates(Wait wait) noexcept;
   status wait_blocked() noexcept;
   status wait_blocked_until(time_point deadline) noexcept;
   void kick_requeued() noexcept;

@@ -39,17 +39,22 @@ status basic_host<Platform>::block_until(time_point deadline) noexcept {
 
 /// One grace period for all devices, and one if there is none, as in the kernel.
 template <platform Platform>
-status basic_host<Platform>::wait_blocked() noexcept {
+template <class Wait>
+status basic_host<Platform>::wait_for_gates(Wait wait) noexcept {
   typename devices::stopped_gates gates(devices_);
   if (gates.empty()) return Platform::synchronize() ? status::ok : status::not_permitted;
-  return wait_quiesced_all(gates);
+  return wait(gates);
+}
+
+template <platform Platform>
+status basic_host<Platform>::wait_blocked() noexcept {
+  return wait_for_gates([](auto& gates) noexcept { return wait_quiesced_all(gates); });
 }
 
 template <platform Platform>
 status basic_host<Platform>::wait_blocked_until(time_point deadline) noexcept {
-  typename devices::stopped_gates gates(devices_);
-  if (gates.empty()) return Platform::synchronize() ? status::ok : status::not_permitted;
-  return wait_quiesced_all_until(gates, deadline);
+  return wait_for_gates(
+      [deadline](auto& gates) noexcept { return wait_quiesced_all_until(gates, deadline); });
 }
 
 template <platform Platform>
