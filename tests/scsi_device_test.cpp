@@ -538,6 +538,25 @@ TEST_CASE("a device blocked by its state only puts commands back until the queue
 
 // -- busy answers
 
+TEST_CASE("section 10: a blocked device that was busy is not asked again by the clock") {
+  for (const device_state each : {device_state::block, device_state::created_block}) {
+    scsi_rig rig;
+    counted_command item;
+    rig.lld.refusals = {pmgate::scsi::device_busy};
+    REQUIRE(rig.dev().submit(item.item) == status::ok);
+    REQUIRE(rig.dev().blocked() == 3);
+    rig.dev().force_state(each);
+
+    rig.settle();
+    CHECK(rig.dev().blocked() == 2);  // asked once, and then no more
+
+    rig.dev().force_state(device_state::running);
+    rig.dev().queue().run();
+    rig.finish_all();
+    CHECK(item.ends == 1);
+  }
+}
+
 TEST_CASE("a state set while the driver is being called keeps the next command from it") {
   scsi_rig rig;
   counted_command first, second;

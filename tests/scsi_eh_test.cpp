@@ -25,6 +25,7 @@ using testing::device;
 using testing::device_state;
 using testing::host;
 using testing::scsi_rig;
+using testing::time_limit;
 using testing::virtual_clock;
 using testing::virtual_platform;
 using testing::worker;
@@ -112,6 +113,16 @@ TEST_CASE("scenario 31: a device that stays blocked fails the command when its t
 
   CHECK(virtual_clock::now() == 1000);
   CHECK(rig.lld.calls() == 0);
+}
+
+TEST_CASE("scenario 31: the last look at a blocked device is when the time is over") {
+  eh_rig rig;
+  command item;
+  REQUIRE(rig.dev().block_nowait() == status::ok);
+
+  CHECK(rig.handler.send(rig.dev(), item, std::chrono::milliseconds(250)) == status::timed_out);
+
+  CHECK(virtual_clock::now() == 250);
 }
 
 TEST_CASE("scenario 31: quiesce, created-blocked and a closed entry do not hold the handler") {
@@ -207,8 +218,7 @@ TEST_CASE("a failed command holds the host, and the handler waits until the rest
   CHECK(rig.adapter.state() == host_state::running);
   CHECK(failing.ends == 1);
   CHECK(failing.result() == did_error);
-  rig.settle();
-  CHECK(rig.lld.has(held.item));
+  CHECK(rig.lld.has(held.item));  // and no time passes
   rig.lld.complete_all();
   CHECK_FALSE(rig.handler.run_pending());
 }
@@ -270,7 +280,6 @@ TEST_CASE("cause for a recovery that comes during one is another round of the sa
 
   CHECK(rounds == 2);
   CHECK_FALSE(rig.adapter.is_in_recovery());
-  rig.settle();
   CHECK(rig.lld.has(held.item));
   rig.lld.complete_all();
 }
@@ -309,7 +318,6 @@ TEST_CASE("after a recovery the door is locked again, unless the entry is closed
   rig.dev(1).resume();
   REQUIRE(rig.handler.schedule() == status::ok);
   CHECK(rig.handler.run_pending());
-  rig.settle();
 
   CHECK(rig.lld.has(lock.item));
   rig.lld.complete_all();
@@ -476,6 +484,26 @@ TEST_CASE("a command that takes too long at a host which cannot recover is repor
 
   CHECK(item.ends == 1);
   CHECK(rig.adapter.busy() == 0);
+  CHECK(rig.adapter.state() == host_state::created);
+}
+
+TEST_CASE("a recovery that somebody ends while the strategy runs is over after it all the same") {
+  eh_rig rig;
+  counted_command item;
+  rig.strategy = [&](error_handler& handler) {
+    handler.retry(*handler.next_failed());
+    REQUIRE(rig.adapter.set_state(host_state::running) == status::ok);
+  };
+  REQUIRE(rig.dev().submit(item.item) == status::ok);
+  rig.fail_one();
+
+  CHECK(rig.handler.run_pending());
+  CHECK(rig.adapter.state() == host_state::running);
+  rig.settle();
+
+  CHECK(rig.lld.has(item.item));
+  rig.lld.complete_all();
+  CHECK(item.ends == 1);
 }
 
 TEST_CASE("a command that is sent again has its time anew") {
@@ -511,6 +539,31 @@ TEST_CASE("a command that the driver refuses when its time is over is the handle
 
   CHECK(rig.lld.calls() == 1);
   CHECK(item.ends == 1);
+  CHECK(rig.adapter.busy() == 0);
+}
+
+TEST_CASE("a driver that refuses a command which is over by then leaves the next one alone") {
+  timed_rig rig;
+  counted_command late, next;
+  rig.lld.refusals = {pmgate::scsi::host_busy};
+  rig.lld.on_call = [&](command& called) {
+    if (&called != &late.item) return;
+    for (int n = 0; n < 4; ++n) rig.handler.check_timeouts();
+    CHECK(rig.handler.run_pending());
+    rig.lld.refusals.clear();
+    REQUIRE(rig.dev().submit(next.item) == status::ok);
+    CHECK(next.item.tag() == late.item.tag());
+    rig.lld.refusals = {pmgate::scsi::host_busy};
+  };
+  REQUIRE(rig.dev().submit(late.item) == status::ok);
+
+  CHECK(late.ends == 1);
+  CHECK(late.result() == did_error);
+  CHECK(rig.lld.calls() == 2);
+  CHECK(rig.lld.has(next.item));
+  CHECK(rig.adapter.busy() == 1);
+  rig.lld.complete_all();
+  CHECK(next.ends == 1);
   CHECK(rig.adapter.busy() == 0);
 }
 
@@ -615,6 +668,38 @@ TEST_CASE("the handler's thread runs recoveries until it is stopped") {
   CHECK(item.ends == 1);
   rig.handler.stop();
   thread.join();
+}
+
+TEST_CASE("section 13: the last command that did not fail wakes the handler's thread") {
+  eh_rig rig({running, running});
+  counted_command failing, slow;
+  REQUIRE(rig.dev(0).submit(failing.item) == status::ok);
+  REQUIRE(rig.dev(1).submit(slow.item) == status::ok);
+  rig.fail_one();
+  worker thread([&] { rig.handler.run(); });
+  CHECK(thread.is_blocked());
+  CHECK(failing.ends == 0);
+
+  rig.lld.complete_one();
+  for (time_limit limit(5000); limit && failing.ends == 0;) std::this_thread::yield();
+
+  CHECK(failing.ends == 1);
+  rig.handler.stop();
+  thread.join();
+  CHECK_FALSE(rig.handler.run_pending());
+}
+
+TEST_CASE("who waits for the end of a reset is woken by it") {
+  scsi_rig rig;
+  rig.adapter.set_resetting(true);
+  worker waiting([&] { CHECK(rig.adapter.await_recovery(rig.dev())); });
+  CHECK(waiting.is_blocked());
+
+  rig.adapter.set_resetting(false);
+  for (time_limit limit(5000); limit && !waiting.done();) std::this_thread::yield();
+
+  CHECK(waiting.done());
+  (void)rig.adapter.set_state(host_state::running);  // wakes in any case
 }
 
 TEST_CASE("who waits for the end of a recovery is told whether the device is online") {

@@ -406,6 +406,47 @@ TEST_CASE("try_block may be called twice, and what was blocked before survives a
   CHECK(rig.adapter.try_unblock(running).result == status::ok);
 }
 
+TEST_CASE("a device that is being scanned is so after two try_block and one try_unblock") {
+  scsi_rig rig({created, running});
+
+  CHECK(rig.adapter.try_block().result == status::ok);
+  CHECK(rig.adapter.try_block().result == status::ok);
+  CHECK(rig.states() == states{created_block, block});
+
+  CHECK(rig.adapter.try_unblock(running).result == status::ok);
+  CHECK(rig.states() == states{created, running});
+}
+
+TEST_CASE("a scan that ends after two try_block leaves the device blocked, and unblock() runs it") {
+  scsi_rig rig({created});
+  REQUIRE(rig.adapter.try_block().result == status::ok);
+  REQUIRE(rig.adapter.try_block().result == status::ok);
+
+  CHECK(rig.dev().finish_scan() == status::ok);
+  CHECK(rig.dev().state() == block);
+  CHECK(rig.dev().is_stopped());
+
+  CHECK(rig.adapter.unblock(running) == status::ok);
+  CHECK(rig.dev().state() == running);
+  CHECK_FALSE(rig.dev().is_stopped());
+}
+
+TEST_CASE("a device that is blocked by its state only is stopped by a try_block") {
+  scsi_rig rig({block, created_block});
+  counted_command held;
+
+  CHECK(rig.adapter.try_block().result == status::ok);
+  CHECK(rig.dev(0).is_stopped());
+  CHECK(rig.dev(1).is_stopped());
+  REQUIRE(rig.dev(0).submit(held.item) == status::ok);
+  rig.settle();
+  CHECK(rig.lld.calls() == 0);
+
+  CHECK(rig.adapter.try_unblock(running).result == status::ok);
+  rig.finish_all();
+  CHECK(held.ends == 1);
+}
+
 TEST_CASE("try_block passes over devices that are being removed, and knows before 5.7-rc4") {
   scsi_rig rig({cancel, running, del});
   scsi_rig old({running, quiesce}, scsi_generation::v5_7_rc3);
@@ -416,6 +457,24 @@ TEST_CASE("try_block passes over devices that are being removed, and knows befor
   CHECK(old.states() == states{running, quiesce});
 
   CHECK(rig.adapter.try_unblock(running).refused == nullptr);
+}
+
+TEST_CASE("a refused try_block does not have an offline device reported once more") {
+  scsi_rig rig({offline, offline, transport_offline});
+  counted_command failing;
+  REQUIRE(rig.dev(0).submit(failing.item) == status::ok);
+  REQUIRE(rig.dev(0).offline_reported());
+
+  CHECK(rig.adapter.try_block().result == status::invalid);
+
+  CHECK(rig.states() == states{offline, offline, transport_offline});
+  CHECK(rig.dev(0).offline_reported());
+  CHECK_FALSE(rig.dev(1).offline_reported());
+
+  rig.dev(2).force_state(running);
+  CHECK(rig.adapter.try_block().result == status::ok);
+  CHECK_FALSE(rig.dev(0).offline_reported());
+  CHECK(rig.adapter.try_unblock(running).result == status::ok);
 }
 
 TEST_CASE("many devices are blocked with one grace period, and none if it is refused") {
@@ -616,6 +675,29 @@ TEST_CASE("one try_block at a time: the second waits until the first has undone 
   CHECK(rig.dev.is_stopped());
 }
 
+TEST_CASE("a try_block with a deadline does not wait for another one any longer than that") {
+  interrupted_rig rig(running);
+  status second = status::ok;
+  bool in_time = false;
+  std::optional<worker> waiting;
+
+  rig.try_block([&] {
+    waiting.emplace([&] {
+      const auto soon = virtual_platform::now() + virtual_platform::milliseconds(50);
+      second = rig.adapter.try_block_until(soon).result;
+    });
+    in_time = !waiting->is_blocked();
+  });
+  waiting->join();
+
+  CHECK(in_time);
+  CHECK(second == status::timed_out);
+  CHECK(testing::virtual_clock::now() == 50);
+  CHECK(rig.dev.state() == running);
+  CHECK(rig.adapter.try_block_until(virtual_platform::now()).result == status::ok);
+  CHECK(rig.dev.state() == block);
+}
+
 TEST_CASE("try_unblock may be called twice, and starts what was left stopped") {
   scsi_rig rig({running, running, created, transport_offline});
   counted_command first, second;
@@ -719,6 +801,25 @@ TEST_CASE(
   CHECK(normal.ends + privileged.ends == 2);
 }
 
+TEST_CASE("the end of blocked requests runs the queues of devices in CANCEL, not of those in DEL") {
+  scsi_rig rig({running, running, running});
+  counted_command leaving, gone, last;
+  rig.adapter.block_requests();
+  REQUIRE(rig.dev(0).submit(leaving.item, pm) == status::ok);
+  REQUIRE(rig.dev(1).submit(gone.item) == status::ok);
+  REQUIRE(rig.dev(2).submit(last.item) == status::ok);
+  rig.dev(0).force_state(cancel);
+  rig.dev(1).force_state(del);
+
+  rig.adapter.unblock_requests();  // and no time passes
+
+  CHECK(rig.lld.has(leaving.item));
+  CHECK(gone.ends == 0);
+  CHECK(rig.lld.has(last.item));
+  rig.finish_all();
+  CHECK(gone.result() == did_no_connect);
+}
+
 TEST_CASE("scenario 29: blocking requests does not wait for the driver") {
   scsi_rig rig;
   counted_command item;
@@ -762,13 +863,59 @@ TEST_CASE("of the devices of a single-LUN target one is busy at a time") {
   CHECK_FALSE(rig.lld.has(items[1].item));
 
   rig.lld.complete_one();
-  rig.settle();
+  rig.run_works();
   CHECK_FALSE(rig.lld.has(items[1].item));
   rig.lld.complete_one();
-  rig.run_works();
+  rig.run_works();  // and no time passes
 
   CHECK(rig.lld.has(items[1].item));
   rig.lld.complete_all();
+}
+
+TEST_CASE("what the target has no room for leaves a single-LUN target to the other device") {
+  scsi_rig rig({running, running}, scsi_generation::v6_12, 1, 0, true);
+  counted_command first, second, other;
+  REQUIRE(rig.dev(0).submit(first.item) == status::ok);
+  REQUIRE(rig.dev(0).submit(second.item) == status::ok);
+  CHECK(rig.lld.taken() == 1);
+  rig.finish_all();
+  REQUIRE(first.ends + second.ends == 2);
+
+  CHECK(rig.dev(1).submit(other.item) == status::ok);
+
+  CHECK(rig.lld.has(other.item));
+  rig.lld.complete_all();
+}
+
+TEST_CASE("section 10: a device that waits for its target is run by another one's completion") {
+  scsi_rig rig({running, running}, scsi_generation::v6_12, 1);
+  counted_command first, second;
+  REQUIRE(rig.dev(0).submit(first.item) == status::ok);
+  REQUIRE(rig.dev(1).submit(second.item) == status::ok);
+  CHECK(rig.lld.taken() == 1);
+
+  rig.lld.complete_one();
+  rig.run_works();  // and no time passes
+
+  CHECK(rig.lld.has(second.item));
+  rig.lld.complete_all();
+}
+
+TEST_CASE("section 9: a device held by blocked requests is run by another one's completion") {
+  scsi_rig rig({running, running});
+  counted_command first, second;
+  REQUIRE(rig.dev(0).submit(first.item) == status::ok);
+  rig.adapter.block_requests();
+  REQUIRE(rig.dev(1).submit(second.item) == status::ok);
+  rig.dev(1).force_state(offline);  // whose commands fail when the queue is run
+  CHECK(second.ends == 0);
+
+  rig.lld.complete_one();
+  rig.run_works();  // and no time passes
+
+  CHECK(second.ends == 1);
+  CHECK(second.result() == did_no_connect);
+  rig.adapter.unblock_requests();
 }
 
 TEST_CASE("a device that waits may be destroyed with another one's command under way") {
@@ -931,6 +1078,8 @@ TEST_CASE("removing a host removes its devices, also while it recovers") {
   CHECK(rig.states() == states{del, del});
   CHECK(recovering.adapter.state() == host_state::del_recovery);
   CHECK(recovering.dev().state() == del);
+  CHECK(recovering.adapter.begin_recovery() == status::invalid);
+  CHECK(recovering.adapter.is_in_recovery());
   rig.adapter.remove();
   CHECK(rig.adapter.state() == host_state::del);
 }
@@ -945,6 +1094,21 @@ TEST_CASE("blocking targets passes over a device that cannot be blocked") {
 
   rig.adapter.target_unblock(rig.where, running);
   CHECK(rig.states() == states{running, running, running});
+}
+
+TEST_CASE("a target is quiesced and unblocked although its first device refuses") {
+  scsi_rig rig({created, running});
+  rig.adapter.target_quiesce(rig.where);
+  CHECK(rig.states() == states{created, quiesce});
+  rig.adapter.target_resume(rig.where);
+  CHECK(rig.states() == states{created, running});
+
+  REQUIRE(rig.dev(1).block_nowait() == status::ok);
+  rig.adapter.target_unblock(rig.where, running);
+  CHECK(rig.states() == states{created, running});
+  REQUIRE(rig.dev(1).block_nowait() == status::ok);
+  rig.adapter.targets_unblock(running);
+  CHECK(rig.states() == states{created, running});
 }
 
 TEST_CASE("what is done to a target leaves the devices of another alone") {
@@ -1063,6 +1227,35 @@ TEST_CASE(
   CHECK(rig.adapter.end_recovery() == status::ok);
   CHECK(rig.adapter.state() == host_state::running);
   CHECK(rig.lld.taken() == 2);
+  rig.lld.complete_all();
+}
+
+TEST_CASE("scenario 30: what a recovery holds takes no room at the target, and goes out then") {
+  scsi_rig rig({running}, scsi_generation::v6_12, 1);
+  counted_command item;
+  REQUIRE(rig.adapter.begin_recovery() == status::ok);
+  REQUIRE(rig.dev().submit(item.item) == status::ok);
+  rig.settle();
+
+  CHECK(rig.adapter.end_recovery() == status::ok);  // and no time passes
+
+  CHECK(rig.lld.has(item.item));
+  rig.lld.complete_all();
+}
+
+TEST_CASE("what is sent again during a recovery goes out after it from every device") {
+  scsi_rig rig({running, running});
+  std::array<counted_command, 2> items;
+  for (std::size_t n = 0; n < 2; ++n) REQUIRE(rig.dev(n).submit(items[n].item) == status::ok);
+  REQUIRE(rig.adapter.begin_recovery() == status::ok);
+  while (rig.lld.complete_one(pmgate::scsi::status_busy)) {
+  }
+
+  CHECK(rig.adapter.end_recovery() == status::ok);
+  rig.settle();
+
+  CHECK(rig.lld.has(items[0].item));
+  CHECK(rig.lld.has(items[1].item));
   rig.lld.complete_all();
 }
 

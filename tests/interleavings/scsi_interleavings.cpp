@@ -239,6 +239,47 @@ TEST_CASE("two who block at once do not disturb each other's commands") {
       });
 }
 
+/// Two who block, and nobody who sends.
+template <class P>
+struct two_blockers : one_refusing<P> {
+  two_blockers() { this->commands[0].refused = true; }
+  void check() {
+    sim::expect(this->devices[0]->state() == running && !this->devices[0]->is_stopped(),
+                "the first device is not as it was");
+  }
+};
+template <class P>
+struct two_blockers_of_one : host_with<P, 1> {
+  void check() {
+    sim::expect(this->devices[0]->state() == block && this->devices[0]->is_stopped(),
+                "the device is not blocked");
+    (void)this->host.try_unblock(running);
+    while (this->works.run_pending()) {
+    }
+  }
+};
+
+TEST_CASE("one try_block at a time, and who waits for another one gets his turn") {
+  constexpr auto try_it = [](auto& s) {
+    const auto report = s.host.try_block();
+    sim::expect(report.refused == &*s.devices[1], "it is not the second device that refused");
+  };
+  hold_on_all_models<two_blockers>("try_block, refused x try_block, refused", {.preemptions = 2},
+                                   try_it, try_it);
+}
+
+TEST_CASE("a try_block that gives up waiting for another one leaves that one's work alone") {
+  hold_on_all_models<two_blockers_of_one>(
+      "try_block x try_block with a deadline", {.preemptions = 2},
+      [](auto& s) {
+        sim::expect(s.host.try_block().result == status::ok, "try_block() was refused");
+      },
+      [](auto& s) {
+        const status got = s.host.try_block_until({}).result;
+        sim::expect(got == status::ok || got == status::timed_out, "try_block() was refused");
+      });
+}
+
 TEST_CASE(
     "a block that is undone and comes again while it is waited for is not waited for in vain") {
   hold_by_chance<left_blocked>(
@@ -384,39 +425,41 @@ TEST_CASE("a host that was prepared for sleep has nobody who scans") {
 
 // -- the error handler
 
-/// The first command of a host fails; the strategy has the hardware for itself.
-template <class P>
-struct failing {
+/// The first command of a host fails; the strategy has the hardware for itself. Where the
+/// host has a limit the driver has that command already, and the handler has one round.
+template <class P, int HostQueue = 0>
+struct failing_at {
   static int queuecommand(scsi::basic_host<P>& host, scsi::basic_command<P>& item) noexcept {
-    auto& self = *static_cast<failing*>(host.context());
+    auto& self = *static_cast<failing_at*>(host.context());
     (void)self.hardware.read();
-    if (&item == &self.bad) {
-      sim::expect(self.handler.add(item) == status::ok, "add() was refused");
-    } else {
+    if (&item != &self.bad) {
       host.complete(item);
+    } else if (HostQueue == 0) {
+      self.fail();
     }
     return 0;
   }
+  void fail() { sim::expect(handler.add(bad) == status::ok, "add() was refused"); }
   static void recover(scsi::basic_error_handler<P>& handler) noexcept {
-    auto& self = *static_cast<failing*>(handler.context());
+    auto& self = *static_cast<failing_at*>(handler.context());
     self.hardware.write(1);
     while (auto* const item = handler.next_failed()) handler.finish(*item, scsi::did_error);
+    if (HostQueue != 0) handler.stop();
   }
   static void abort(scsi::basic_host<P>&, scsi::basic_command<P>&) noexcept {}
   static void done(scsi::basic_command<P>& item) noexcept {
-    ++static_cast<failing*>(item.context())->ends;
+    ++static_cast<failing_at*>(item.context())->ends;
   }
 
-  failing() {
+  failing_at() {
     (void)dev.set_state(running);
     (void)second.set_state(running);
+    if (HostQueue != 0) (void)dev.submit(bad);
   }
   void check() {
     typename P::time_point when{};
-    while (handler.run_pending()) {
-    }
     for (;;) {
-      while (works.run_pending()) {
+      while (handler.run_pending() || works.run_pending()) {
       }
       if (ends == 2 || !works.next_timer(when)) break;
       dev.queue().run();
@@ -430,7 +473,8 @@ struct failing {
   sim::guarded<int> hardware;
   int ends = 0;
   pm::basic_work_queue<P> works{"kblockd", pm::work_queue_flags::none, 0};
-  scsi::basic_host<P> host{{.queuecommand = &queuecommand, .context = this}};
+  scsi::basic_host<P> host{
+      {.queuecommand = &queuecommand, .context = this, .can_queue = HostQueue}};
   scsi::basic_target<P> target;
   scsi::basic_error_handler<P> handler{host,
                                        {.abort = &abort, .recover = &recover, .context = this}};
@@ -439,6 +483,10 @@ struct failing {
   scsi::basic_device<P> dev{host, target, works, {2, 2}};
   scsi::basic_device<P> second{host, target, works, {2, 2}};
 };
+template <class P>
+using failing = failing_at<P>;
+template <class P>
+using failing_with_one_place = failing_at<P, 1>;
 
 TEST_CASE("the error handler has the driver for itself, and a command fails once") {
   hold_on_all_models<failing>(
@@ -452,6 +500,13 @@ TEST_CASE("the error handler has the driver for itself, and a command fails once
         (void)s.dev.submit(s.bad);
         (void)s.handler.run_pending();
       });
+}
+
+TEST_CASE("a handler that saw a command which there was no room for is told that it is gone") {
+  hold_on_all_models<failing_with_one_place>(
+      "submit, no room x fail x handler's thread", {.preemptions = 2},
+      [](auto& s) { (void)s.second.submit(s.good); }, [](auto& s) { s.fail(); },
+      [](auto& s) { s.handler.run(); });
 }
 
 /// A host that recovers without a failed command.
@@ -594,6 +649,41 @@ TEST_CASE("a command that is sent anew does not take over the time of the one be
         sim::expect(s.ends == 2, "a command that had its time was not ended");
       },
       [](auto& s) { s.handler.check_timeouts(); });
+}
+
+/// The same at a host that was removed, which does not recover.
+template <class P>
+struct failing_too_late : overdue<P> {
+  failing_too_late() { this->host.force_state(scsi::host_state::del); }
+};
+
+TEST_CASE("a command that fails at a removed host is the driver's, and is completed by it") {
+  hold_on_all_models<failing_too_late>(
+      "complete x add, removed", {.preemptions = 3}, [](auto& s) { s.complete(); },
+      [](auto& s) { sim::expect(s.handler.add(s.item) == status::invalid, "add() took it"); });
+}
+
+/// The same; the host is being removed.
+template <class P>
+struct failing_in_time : overdue<P> {
+  failing_in_time() { this->host.force_state(scsi::host_state::cancel); }
+  void check() {
+    overdue<P>::check();
+    sim::expect(this->host.state() == scsi::host_state::del, "the host is not removed");
+  }
+};
+
+TEST_CASE("a command that fails while the host is removed is the handler's or the driver's") {
+  hold_on_all_models<failing_in_time>(
+      "complete x add x DEL", {.preemptions = 2}, [](auto& s) { s.complete(); },
+      [](auto& s) {
+        if (s.handler.add(s.item) == status::ok) (void)s.handler.run_pending();
+      },
+      [](auto& s) {
+        while (s.host.set_state(scsi::host_state::del) != status::ok) {
+          (void)s.host.await_recovery(s.dev);
+        }
+      });
 }
 
 TEST_CASE("a stopped handler's thread ends") {

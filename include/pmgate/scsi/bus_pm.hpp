@@ -120,7 +120,7 @@ status bus_down(basic_device<Platform>& which, const basic_upper_ops<Platform>& 
 /// Calls the upper driver while the device is still in QUIESCE, and resumes it in any case.
 ///
 /// `event`: resume, thaw or restore of basic_upper_ops.
-/// Returns: what the callback said.  Blocks: if the callback does.
+/// Returns: what the callback said.  Blocks: if the callback does, and as resume().
 /// Kernel: scsi_dev_type_resume().
 template <platform Platform>
 status bus_up(basic_device<Platform>& which, const basic_upper_ops<Platform>& upper,

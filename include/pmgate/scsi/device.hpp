@@ -115,6 +115,9 @@ class basic_device {
   /// timeouts: whoever ends a command first ends it, and complete() is without effect then.
   ///
   /// Precondition: one slot for each tag; they outlive the device. No command yet.
+  /// Limits: a command is known by its address. One that was ended while queuecommand was still
+  /// called for it is not to be sent again, and no other in its place, before that call has
+  /// returned: if it refuses, that is taken for an answer to the new one.
   void track_started(basic_started_slot<Platform>* slots, unsigned count) noexcept {
     slots_ = slots;
     slot_count_ = count;
@@ -161,8 +164,9 @@ class basic_device {
 
   /// Undoes every quiesce: QUIESCE becomes RUNNING, another state stays; the entry opens.
   ///
-  /// From any thread; does not start a queue that block_nowait() stopped.
-  /// Blocks: no.  Kernel: scsi_device_resume().
+  /// From any thread; does not start a queue that block_nowait() stopped. Commands whose
+  /// waiters are queued are sent from here.
+  /// Blocks: no, unless the driver does.  Kernel: scsi_device_resume().
   void resume() noexcept;
 
   /// Sets BLOCK, or CREATED_BLOCK, and stops the queue; does not wait for the driver.
@@ -287,13 +291,14 @@ class basic_device {
   void assign_state(device_state to) noexcept;
   [[nodiscard]] bool take_stop() noexcept;
   void stop_locked() noexcept;
+  bool assign_unblocked_locked(device_state new_state) noexcept;
   status block_locked() noexcept;
   status block_undoably() noexcept;
   void end_undoably(bool undo) noexcept;
   void start_blocked(device_state new_state) noexcept;
   void end(command_type& item, int result_word) noexcept;
   void remember(command_type& item) noexcept;
-  bool take_started(unsigned tag) noexcept;
+  bool take_started(const command_type& item, unsigned tag) noexcept;
   template <class Visit>
   void take_overdue(Visit visit) noexcept;
   removal begin_removal() noexcept;
@@ -306,6 +311,7 @@ class basic_device {
   struct undo {
     bool state = false;
     bool queue = false;
+    bool reported = false;  // offline_reported(), with the state
     device_state before{};
   };
 

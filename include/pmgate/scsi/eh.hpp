@@ -77,7 +77,7 @@ class basic_error_handler {
   /// device tracks what was started it may be completed at the same time, as long as it is
   /// not sent again: either the handler has it, and complete() is without effect, or it is over.
   /// Returns: ok: it is the handler's; canceled: it is over; invalid: the host is in CREATED or
-  /// DEL, nothing was done, and the command is to be completed otherwise.
+  /// DEL, and nothing was done: it is the driver's, whose complete() ends it, or over.
   /// Blocks: no.  Kernel: scsi_eh_scmd_add(), where a grace period makes sure that every
   /// dispatch is counted; here the dispatch looks twice.
   status add(command_type& item) noexcept;
@@ -176,11 +176,11 @@ basic_error_handler<Platform>::~basic_error_handler() {
 
 // -- what begins a recovery
 
-/// A host that is removed while it recovers goes on recovering. A reset that is under way
-/// is none of the handler's recoveries: it would not know how to end it.
+/// A reset that is under way is none of the handler's recoveries: it would not know how to end
+/// it.
 template <platform Platform>
 bool basic_error_handler<Platform>::begin_locked() noexcept {
-  return host_.begin_recovery() == status::ok || is_in_recovery(host_.state());
+  return host_.begin_recovery_for([]() noexcept { return true; }) == status::ok;
 }
 
 template <platform Platform>
@@ -192,20 +192,20 @@ void basic_error_handler<Platform>::append_locked(command_type& item) noexcept {
   ++failed_;
 }
 
+/// The host's state does not change between the question whether it can recover and the answer
+/// of the slot: what is taken out is the handler's, what is not stays the driver's.
 template <platform Platform>
 status basic_error_handler<Platform>::add(command_type& item) noexcept {
-  device_type& which = item.device();
-  if (!which.take_started(item.tag())) return status::canceled;
   {
     const scoped_lock guard(lock_);
-    if (item.with_handler_) {
-      Platform::misuse("add() of a command that the error handler has");
-      return status::canceled;
-    }
-    if (!begin_locked()) {
-      which.remember(item);
-      return status::invalid;
-    }
+    bool is_ours = false;
+    const status begun = host_.begin_recovery_for([&item, &is_ours]() noexcept {
+      if (!item.device().take_started(item, item.tag())) return false;
+      is_ours = item.with_handler_;
+      return !is_ours;
+    });
+    if (is_ours) Platform::misuse("add() of a command that the error handler has");
+    if (begun != status::ok) return begun;
     append_locked(item);
   }
   host_.tell_handler();
@@ -294,7 +294,8 @@ bool basic_error_handler<Platform>::is_due_locked() const noexcept {
   return (scheduled_ || failed_ != 0) && host_.busy() == failed_;
 }
 
-/// What fails while the strategy runs keeps the host in recovery, for another round.
+/// What fails while the strategy runs keeps the host in recovery, for another round. One that
+/// is in none, because it cannot or somebody has ended it, keeps its state.
 template <platform Platform>
 bool basic_error_handler<Platform>::run_pending() noexcept {
   {
@@ -315,7 +316,8 @@ bool basic_error_handler<Platform>::run_pending() noexcept {
   bool over = false;
   {
     const scoped_lock guard(lock_);
-    over = !scheduled_ && first_ == nullptr && host_.leave_recovery() == status::ok;
+    over = !scheduled_ && first_ == nullptr &&
+           (!is_in_recovery(host_.state()) || host_.leave_recovery() == status::ok);
   }
   if (over) host_.run_queues();
   if (ops_.put_awake != nullptr) ops_.put_awake(host_);

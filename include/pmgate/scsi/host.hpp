@@ -96,8 +96,10 @@ class basic_host {
   /// wait_blocked() of a device, with everything blocked.
   /// Blocks: for calls of queuecommand.  Kernel: scsi_host_block().
   status block() noexcept;
-  /// block() that waits until the deadline at most, and then returns timed_out: everything is
-  /// blocked, and the driver may still be in a call.
+  /// block() that waits for calls of queuecommand until the deadline at most, and then returns
+  /// timed_out: everything is blocked, and the driver may still be in a call.
+  ///
+  /// Blocks: until the deadline, and for a grace period.
   [[nodiscard]] status block_until(time_point deadline) noexcept;
 
   /// Unblocks every device that is not in CANCEL or DEL; see unblock() there.
@@ -110,14 +112,18 @@ class basic_host {
   /// block(), all or nothing: what it has done is undone if a device refuses, or if the
   /// platform refuses the grace period.
   ///
-  /// Not counted either, but may be called again while blocked. A device in CANCEL or
-  /// DEL is passed over also if it got there meanwhile. Devices that were blocked before
-  /// stay so in any case; what others change meanwhile stays as they wanted it.
-  /// Returns: as block(), and who refused.
+  /// Not counted either, but may be called again while blocked, which changes nothing: one that
+  /// was not scanned yet stays CREATED_BLOCK. A device in CANCEL or DEL is passed over also if it
+  /// got there meanwhile. Devices that were blocked before stay so in any case; what others
+  /// change meanwhile stays as they wanted it.
+  /// Returns: as block(), and who refused; again also from inside a try_block() where the
+  /// platform cannot block.
   /// Blocks: as block(), and for another try_block().
   [[nodiscard]] block_report try_block() noexcept;
-  /// try_block() that waits for calls of queuecommand until the deadline at most: with
-  /// timed_out it has undone what it did.
+  /// try_block() that waits for another one and for calls of queuecommand until the deadline
+  /// at most: with timed_out it has undone what it did.
+  ///
+  /// Blocks: until the deadline, and for a grace period.
   [[nodiscard]] block_report try_block_until(time_point deadline) noexcept;
 
   /// Unblocks what is blocked or TRANSPORT_OFFLINE, and starts every queue that was left
@@ -172,7 +178,9 @@ class basic_host {
   ///
   /// Blocks: as basic_device::quiesce().  Kernel: scsi_target_quiesce().
   void target_quiesce(target_type& which) noexcept;
-  /// Kernel: scsi_target_resume().
+  /// Resumes the devices of the target.
+  ///
+  /// Blocks: as basic_device::resume().  Kernel: scsi_target_resume().
   void target_resume(target_type& which) noexcept;
 
   // -- state
@@ -189,7 +197,8 @@ class basic_host {
 
   /// Holds every command until end_recovery(): RECOVERY, else CANCEL_RECOVERY.
   ///
-  /// Returns: ok; invalid in CREATED and DEL.  Kernel: scsi_eh_scmd_add(), the state part.
+  /// Returns: ok; invalid in CREATED, DEL and DEL_RECOVERY; the last one holds commands by
+  /// itself.  Blocks: no.  Kernel: scsi_eh_scmd_add(), the state part.
   status begin_recovery() noexcept;
   /// Sleeps while the host recovers.
   ///
@@ -272,9 +281,13 @@ class basic_host {
   status block_all_of(Chosen is_chosen) noexcept;
   template <class Chosen>
   void unblock_all_of(Chosen is_chosen, device_state new_state) noexcept;
+  template <class Sleep>
+  status take_turn(Sleep sleep) noexcept;
   template <class Wait>
   block_report try_block_with(Wait wait) noexcept;
   status block_devices() noexcept;
+  template <class Wait>
+  status wait_for_gates(Wait wait) noexcept;
   status wait_blocked() noexcept;
   status wait_blocked_until(time_point deadline) noexcept;
   void kick_requeued() noexcept;
@@ -289,6 +302,8 @@ class basic_host {
   void hold(std::uint32_t reason, bool on) noexcept;
   void assign_state(host_state to) noexcept;
   status change_state(host_state to) noexcept;
+  template <class Taken>
+  status begin_recovery_for(Taken taken) noexcept;
   status leave_recovery() noexcept;
 
   const template_type driver_;
@@ -296,8 +311,8 @@ class basic_host {
   typename Platform::template atomic<std::uint32_t> held_;  // why commands wait, as bits
   countdown count_;
   devices devices_;
-  typename Platform::mutex state_lock_;  // state_'s writers
-  typename Platform::mutex try_lock_;    // one try_block() at a time
+  typename Platform::mutex state_lock_;   // state_'s writers
+  typename Platform::wait_word turn_{0};  // one try_block() at a time: 1 while there is one
   typename Platform::wait_word recovery_{
       0};  // counts ends of recoveries, and what handlers look at
 };

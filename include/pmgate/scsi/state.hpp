@@ -281,7 +281,6 @@ inline constexpr int target_busy = 0x1058;
 
 /// Host bytes of a result word.
 inline constexpr int did_no_connect = 0x10000;
-inline constexpr int did_bus_busy = 0x20000;
 inline constexpr int did_abort = 0x50000;
 inline constexpr int did_error = 0x70000;
 inline constexpr int did_reset = 0x80000;

@@ -36,7 +36,8 @@ class busy_countdown {
   constexpr busy_countdown(int limit, int after_busy) noexcept
       : limit_(limit), after_busy_(after_busy) {}
 
-  /// Counts one in, unless there is no room or the countdown is not over.
+  /// Counts one in, unless there is no room or the countdown is not over. Who is refused was
+  /// counted for a moment: whoever saw that is to be told, as after give().
   [[nodiscard]] answer try_take() noexcept {
     // [take.count] seq_cst: store-load with [held.read]; either who begins a recovery counts
     // this one, or this one sees the recovery. What is counted the queue's lock orders.
@@ -50,7 +51,8 @@ class busy_countdown {
   /// Counts one out.
   void give() noexcept {
     // [give.count] seq_cst: store-load with [held.read]; either who waits in a recovery to
-    // have the host for itself sees this, or this one sees the recovery and tells him.
+    // have the host for itself sees this, or the host, which looks next, sees the recovery and
+    // tells him.
     (void)busy_.fetch_sub(1, std::memory_order_seq_cst);
   }
 

@@ -81,7 +81,7 @@ void basic_device<Platform>::complete(command_type& item, int result_word) noexc
     Platform::misuse("complete() of a command the driver does not have");
     return;
   }
-  if (!take_started(item.tag())) return;  // too late: it took too long
+  if (!take_started(item, item.tag())) return;  // too late: it took too long
   if (item.with_handler_) [[unlikely]] {
     Platform::misuse("complete() of a command that the error handler has");
     return;
@@ -147,13 +147,22 @@ inline void basic_device<Platform>::remember(command_type& item) noexcept {
 }
 
 /// Returns: false if somebody else has taken it out and ends it; true also without slots.
+/// The tag may be another command's by then: so its address is looked at, and not `item`.
 template <platform Platform>
-inline bool basic_device<Platform>::take_started(unsigned tag) noexcept {
+inline bool basic_device<Platform>::take_started(const command_type& item, unsigned tag) noexcept {
   if (tag >= slot_count_) [[likely]]
     return true;
-  // [slot.out] relaxed: one of those who take it out finds it; who ends a command that he
-  // was given need not be shown it.
-  return slots_[tag].item.exchange(0, std::memory_order_relaxed) != 0;
+  auto& slot = slots_[tag].item;
+  // [slot.mine] relaxed: as [slot.out], which finds out.
+  std::uintptr_t seen = slot.load(std::memory_order_relaxed);
+  while ((seen & ~looks) == std::bit_cast<std::uintptr_t>(&item)) {
+    // [slot.out] relaxed: one of those who take it out succeeds; who ends a command that he
+    // was given need not be shown it. It fails for one more look, too.
+    if (slot.compare_exchange_weak(seen, 0, std::memory_order_relaxed, std::memory_order_relaxed)) {
+      return true;
+    }
+  }
+  return false;
 }
 
 /// One look of a clock. What is there for the fourth time is taken out, and visited.
@@ -314,8 +323,8 @@ dispatch_status basic_device<Platform>::hand_over(command_type& item) noexcept {
     refusal = host_.queuecommand(item);
     if (refusal == 0) [[likely]]
       return dispatch_status::ok;
-    // Refused after its time was over: the error handler has it.
-    if (!take_started(tag)) return dispatch_status::ok;
+    // Refused after its time was over: the error handler has it, or has ended it.
+    if (!take_started(item, tag)) return dispatch_status::ok;
   }
   // [sent.down] relaxed: as [sent.read].
   (void)sent_.fetch_sub(1, std::memory_order_relaxed);

@@ -159,15 +159,18 @@ bool basic_device<Platform>::take_stop() noexcept {
   return true;
 }
 
-/// Passes over a device whose removal has begun.
+/// Passes over a device whose removal has begun, and one that is blocked: block_nowait() would
+/// make BLOCK of CREATED_BLOCK there, and forget that the device was not scanned yet.
 template <platform Platform>
 status basic_device<Platform>::block_undoably() noexcept {
   const scoped_lock guard(state_lock_);
   const device_state before = state();
   if (!is_gettable(before)) return status::ok;
   const bool stopped = is_stopped();
+  if (stopped && is_blocked(before)) return status::ok;
+  const bool reported = offline_reported();
   const status result = block_locked();
-  if (result == status::ok) undo_ = {true, !stopped, before};
+  if (result == status::ok) undo_ = {true, !stopped, reported, before};
   return result;
 }
 
@@ -177,24 +180,37 @@ void basic_device<Platform>::end_undoably(bool wanted) noexcept {
   bool start = false;
   {
     const scoped_lock guard(state_lock_);
-    if (wanted && undo_.state) assign_state(undo_.before);
+    if (wanted && undo_.state) {
+      assign_state(undo_.before);
+      // [offline.again] relaxed: as [offline.once].
+      if (undo_.reported) offline_reported_.store(true, std::memory_order_relaxed);
+    }
     if (wanted && undo_.queue) start = take_stop();
     undo_ = {};
   }
   if (start) queue_.unquiesce();
 }
 
+/// What an unblock makes of a device that is blocked, whatever the table says.
+///
+/// Returns: false in another state: nothing changed.
+template <platform Platform>
+bool basic_device<Platform>::assign_unblocked_locked(device_state new_state) noexcept {
+  using enum device_state;
+  const device_state now = state();
+  if (!is_blocked(now) && now != transport_offline) return false;
+  assign_state(now == created_block && new_state == running ? created : new_state);
+  return true;
+}
+
 /// unblock() for what is blocked, and nothing for the rest; a queue that was left
 /// stopped is started in any state.
 template <platform Platform>
 void basic_device<Platform>::start_blocked(device_state new_state) noexcept {
-  using enum device_state;
   bool start = false;
   {
     const scoped_lock guard(state_lock_);
-    const device_state now = state();
-    if (now == block || now == transport_offline) assign_state(new_state);
-    if (now == created_block) assign_state(new_state == running ? created : new_state);
+    (void)assign_unblocked_locked(new_state);
     start = take_stop();
   }
   if (start) queue_.unquiesce();
@@ -207,16 +223,9 @@ status basic_device<Platform>::unblock(device_state new_state) noexcept {
   bool start = false;
   {
     const scoped_lock guard(state_lock_);
-    switch (state()) {
-      case block:
-      case transport_offline: assign_state(new_state); break;
-      case created_block: assign_state(new_state == running ? created : new_state); break;
-      case cancel:
-      case offline: break;
-      case created:
-      case running:
-      case quiesce:
-      case del: return status::invalid;
+    const device_state before = state();
+    if (!assign_unblocked_locked(new_state) && before != cancel && before != offline) {
+      return status::invalid;
     }
     start = take_stop();
   }

@@ -39,17 +39,22 @@ status basic_host<Platform>::block_until(time_point deadline) noexcept {
 
 /// One grace period for all devices, and one if there is none, as in the kernel.
 template <platform Platform>
-status basic_host<Platform>::wait_blocked() noexcept {
+template <class Wait>
+status basic_host<Platform>::wait_for_gates(Wait wait) noexcept {
   typename devices::stopped_gates gates(devices_);
   if (gates.empty()) return Platform::synchronize() ? status::ok : status::not_permitted;
-  return wait_quiesced_all(gates);
+  return wait(gates);
+}
+
+template <platform Platform>
+status basic_host<Platform>::wait_blocked() noexcept {
+  return wait_for_gates([](auto& gates) noexcept { return wait_quiesced_all(gates); });
 }
 
 template <platform Platform>
 status basic_host<Platform>::wait_blocked_until(time_point deadline) noexcept {
-  typename devices::stopped_gates gates(devices_);
-  if (gates.empty()) return Platform::synchronize() ? status::ok : status::not_permitted;
-  return wait_quiesced_all_until(gates, deadline);
+  return wait_for_gates(
+      [deadline](auto& gates) noexcept { return wait_quiesced_all_until(gates, deadline); });
 }
 
 template <platform Platform>
@@ -58,20 +63,43 @@ status basic_host<Platform>::unblock(device_state new_state) noexcept {
                            [new_state](device_type& entry) { return entry.unblock(new_state); });
 }
 
+/// `sleep` waits while another try_block() is under way; false: in vain.
+template <platform Platform>
+template <class Sleep>
+status basic_host<Platform>::take_turn(Sleep sleep) noexcept {
+  // [turn.take] acquire: pairs with [turn.give]: what the last one undid is undone.
+  while (turn_.exchange(1, std::memory_order_acquire) != 0) {
+    if constexpr (!Platform::can_block) {
+      Platform::misuse("try_block() from inside another one: there is one thread only");
+      return status::again;
+    }
+    if (!sleep()) return status::timed_out;
+  }
+  return status::ok;
+}
+
 template <platform Platform>
 auto basic_host<Platform>::try_block() noexcept -> block_report {
+  const status turn = take_turn([this]() noexcept {
+    turn_.wait(1);
+    return true;
+  });
+  if (turn != status::ok) return {turn};
   return try_block_with([this]() noexcept { return wait_blocked(); });
 }
 
 template <platform Platform>
 auto basic_host<Platform>::try_block_until(time_point deadline) noexcept -> block_report {
+  const status turn =
+      take_turn([this, deadline]() noexcept { return turn_.wait_until(1, deadline); });
+  if (turn != status::ok) return {turn};
   return try_block_with([this, deadline]() noexcept { return wait_blocked_until(deadline); });
 }
 
+/// It is our turn, and the next one's afterwards.
 template <platform Platform>
 template <class Wait>
 auto basic_host<Platform>::try_block_with(Wait wait) noexcept -> block_report {
-  const scoped_lock one_at_a_time(try_lock_);
   block_report report;
   report.result = devices_.for_each(&is_gettable, [&report](device_type& entry) {
     const status blocked = entry.block_undoably();
@@ -84,6 +112,9 @@ auto basic_host<Platform>::try_block_with(Wait wait) noexcept -> block_report {
     entry.end_undoably(undo);
     return status::ok;
   });
+  // [turn.give] release: pairs with [turn.take].
+  turn_.store(0, std::memory_order_release);
+  turn_.wake_all();
   return report;
 }
 
@@ -208,11 +239,16 @@ unsigned basic_host<Platform>::complete_all(int result_word) noexcept {
 }
 
 /// Busy first, then whether the driver asked for rest. Counted before the second look at
-/// the recovery: whoever waits to have the host for himself counts this one.
+/// the recovery: whoever waits to have the host for himself counts this one, also one that
+/// is refused, for a moment. So that one tells him too.
 template <platform Platform>
 typename basic_host<Platform>::countdown::answer basic_host<Platform>::take() noexcept {
   const typename countdown::answer room = count_.try_take();
-  if (room != countdown::answer::taken) return room;
+  if (room != countdown::answer::taken) {
+    if (is_in_recovery()) [[unlikely]]
+      tell_handler();
+    return room;
+  }
   // [held.take] seq_cst: store-load with [take.count]; either this sees the recovery, or
   // the recovery counts this one.
   if (held_.load(std::memory_order_seq_cst) == 0) [[likely]]
@@ -270,6 +306,24 @@ status basic_host<Platform>::begin_recovery() noexcept {
   const scoped_lock guard(state_lock_);
   if (change_state(host_state::recovery) == status::ok) return status::ok;
   return change_state(host_state::cancel_recovery);
+}
+
+/// begin_recovery() of the error handler, for which a host that was removed while it recovers
+/// goes on recovering. `taken` is asked last: after its yes nothing refuses any more.
+///
+/// Returns: invalid, and it was not asked; canceled if it says no: then nothing changed.
+template <platform Platform>
+template <class Taken>
+status basic_host<Platform>::begin_recovery_for(Taken taken) noexcept {
+  const scoped_lock guard(state_lock_);
+  const host_state before = state();
+  host_state next = before;
+  if (can_transition(before, host_state::cancel_recovery)) next = host_state::cancel_recovery;
+  if (can_transition(before, host_state::recovery)) next = host_state::recovery;
+  if (!scsi::is_in_recovery(next)) return status::invalid;
+  if (!taken()) return status::canceled;
+  assign_state(next);
+  return status::ok;
 }
 
 template <platform Platform>
