@@ -783,7 +783,7 @@ TEST_CASE("those who are given tags are called one after the other") {
     }
     void go() {
       auto& [sent, depth, deepest] = counts;
-      if (sent == 1000) return;
+      if (sent >= 1000) return;
       const status got = q.alloc_or_wait(*this, *this);
       CHECK(got == status::in_progress);  // the tag comes back behind on_end
     }
