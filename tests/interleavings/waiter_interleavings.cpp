@@ -413,6 +413,19 @@ struct leaving_frozen : leaving<P> {
   leaving_frozen() { (void)this->group.freeze(); }
 };
 
+/// A gate that is dying in the end, as its group is.
+template <class P>
+struct joining {
+  pmgate::basic_gate_group<P> group;
+  pmgate::basic_freeze_gate<P> door;
+  std::optional<typename pmgate::basic_gate_group<P>::member> member;
+  void join() { member.emplace(group, &door); }
+  void check() {
+    sim::expect(door.is_dying(), "its group is dying, and it lives");
+    member.reset();
+  }
+};
+
 /// A gate without anybody, and one to dispatch from, in ranges of one.
 template <class P>
 struct ranges {
@@ -850,6 +863,12 @@ TEST_CASE("a member leaves a group that is at it") {
   hold_on_all_models<leaving>(
       "leave x quiesce of the group", {.preemptions = 2}, [](auto& s) { s.leave(); },
       [](auto& s) { s.group.quiesce_nowait(); });
+}
+
+TEST_CASE("a gate that joins a group which is dying is dying") {
+  hold_on_all_models<joining>(
+      "join x mark_dying of the group", {.preemptions = 2}, [](auto& s) { s.join(); },
+      [](auto& s) { s.group.mark_dying(); });
 }
 
 TEST_CASE("a depth of a group is the depth of its members") {
